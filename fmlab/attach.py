@@ -1,0 +1,105 @@
+"""Put our attention function into a transformers model, patching no class, and take it out again whatever happens."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+NAME = "fmlab"
+TAG = "fmlab_layer"  # the cache layer hangs itself on the key tensor it returns; the attention gets that very tensor
+REFUSED = ("s_aux", "position_bias", "block_mask")  # arguments that change the attention and that we do not compute
+
+
+class AttendingLayer(Protocol):
+    """A cache layer that computes the attention over what it holds."""
+
+    def attend(self, query: Tensor, scaling: float, window: int | None, softcap: float | None) -> Tensor:
+        """query (batch, query heads, new, d) -> (batch, new, query heads, d)."""
+        ...
+
+
+def tag(key: Tensor, layer: AttendingLayer) -> Tensor:
+    """Mark the key tensor with the layer that will attend."""
+    setattr(key, TAG, layer)
+    return key
+
+
+@contextmanager
+def attached(model: PreTrainedModel) -> Iterator[None]:
+    """Within it, every attention of the model goes to the cache layer that returned its keys.
+
+    The model's own attention is restored on exit, after an error or an interrupt too. Raises RuntimeError inside
+    itself, ValueError for a model whose attention cannot be reached.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"{type(model).__name__} is no transformers model; pass lm.model")
+    configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}.values()
+    before = [(config, config._attn_implementation) for config in configs]
+    if any(name == NAME for _, name in before):
+        raise RuntimeError(
+            f"this {type(model).__name__} already runs under `finite`; leave that `with` first, or load a second model"
+        )
+    check_layer_types(model)
+    try:
+        model.set_attn_implementation(NAME)
+        if model.config._attn_implementation != NAME:
+            raise ValueError(
+                f"the attention of {type(model).__name__} cannot be reached: it does not call transformers' "
+                "AttentionInterface; use a model class that does"
+            )
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation = name
+
+
+def check_layer_types(model: PreTrainedModel) -> None:
+    """Raise ValueError where a layer attends in another way than fully or in a sliding window."""
+    types = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or []
+    if other := sorted(set(types) - {"full_attention", "sliding_attention"}):
+        raise ValueError(
+            f"{type(model).__name__} has layers of type {', '.join(other)}; a memory policy needs full or sliding attention"
+        )
+
+
+def _attention(
+    module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    layer = getattr(key, TAG, None)
+    if layer is None:
+        raise RuntimeError(
+            f"{type(module).__name__} was called inside `finite` without its cache; pass past_key_values=cache"
+        )
+    if attention_mask is not None:
+        raise ValueError(f"a ready-made attention mask of shape {tuple(attention_mask.shape)} cannot be combined with a policy")
+    if given := [name for name in REFUSED if kwargs.get(name) is not None]:
+        raise ValueError(f"{type(module).__name__} attends with {', '.join(given)}, which `finite` does not compute")
+    if dropout:
+        raise ValueError(f"attention dropout is {dropout}; call model.eval() first")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return layer.attend(query, scaling, sliding_window, softcap), None
+
+
+def _mask(*args, attention_mask: Tensor | None = None, **kwargs) -> None:
+    """No mask is built beforehand; this is where the padding of a batch comes by."""
+    if attention_mask is not None and not bool(attention_mask.all()):
+        raise ValueError(
+            f"the attention mask hides {int((~attention_mask.bool()).sum())} tokens: a batch of unequal lengths; "
+            "run sequences of one length together, or one by one"
+        )
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, _mask)

@@ -1,0 +1,173 @@
+"""The one idea: a policy scores what is in memory, `select` keeps what fits the budget, and a run is its expiry.
+
+An evicted entry never returns, so a whole run is one integer per entry, its expiry: the first query that no longer
+sees it. `mask(expiry)` is at once the truth about the run, an attention mask and the picture on the screen.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from html import escape
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .view import View
+
+Stats = Mapping[str, Tensor]  # a policy's own columns, each (heads, n), kept aligned with the entries by the host
+
+
+class BudgetError(ValueError):
+    """The budget cannot hold what must be held."""
+
+
+class Policy(ABC):
+    """Scores the entries of a memory. Subclass it as a frozen dataclass with one method, `score`.
+
+    A policy is pure: it may change neither itself, nor the view, nor the columns it is given. What it wants to remember
+    about an entry it returns from `observe` as columns; the host keeps them aligned with the entries and drops them
+    with the entries.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What a host must prepare (`future`, `pre_rope`, `output_projection`, `second_pass`). A host that cannot, raises."""
+
+    def observe(self, view: View, stats: Stats) -> Stats:
+        """Return the columns to remember, each (heads, n). Entries that came with this call arrive as zeros."""
+        return stats
+
+    @abstractmethod
+    def score(self, view: View, stats: Stats) -> Float[Tensor, "heads n"]:
+        """Return (heads, n): higher is kept, inf is pinned."""
+
+    def _repr_html_(self) -> str:
+        about = (inspect.getdoc(type(self)) or "").split("\n")[0]
+        return f"<code>{escape(repr(self))}</code> {escape(about)}"
+
+
+def living_policies() -> list[type[Policy]]:
+    """Every concrete Policy class alive in this process, in order of name; a class defined again appears once, the newest."""
+    found, waiting = {}, [Policy]
+    while waiting:
+        children = waiting.pop().__subclasses__()
+        waiting += children
+        found |= {(c.__module__, c.__qualname__): c for c in children if not inspect.isabstract(c)}
+    return sorted(found.values(), key=lambda c: c.__name__)
+
+
+def check_budget(budget: int) -> int:
+    """Return a budget that is an int of at least 1; raise TypeError or BudgetError otherwise."""
+    if isinstance(budget, bool) or not isinstance(budget, int):
+        raise TypeError(f"budget {budget!r} is no int; give the number of entries that a KV head may hold")
+    if budget < 1:
+        raise BudgetError(f"budget {budget} < 1; a head must hold at least one entry")
+    return budget
+
+
+def check_needs(policy: Policy, offered: frozenset[str], host: str) -> None:
+    """Raise where a policy needs something that this host cannot prepare."""
+    if not isinstance(policy, Policy):
+        raise TypeError(f"{policy!r} is no Policy; pass an instance, such as fm.policies.SinkWindow(sinks=4)")
+    if missing := sorted(policy.needs - offered):
+        raise ValueError(f"{policy!r} needs {', '.join(missing)}, which {host} cannot prepare; use a host that can")
+
+
+def select(
+    scores: Float[Tensor, "heads n"], budget: int, positions: Int[Tensor, "heads n"] | None = None
+) -> Bool[Tensor, "heads n"]:
+    """Which entries to keep: the `budget` best of each head. Ties go to the larger position, never to slot order.
+
+    Without `positions` the entries stand in the order of their positions. Raises BudgetError where more entries are
+    pinned (scored inf) than the budget holds, ValueError where a score is NaN.
+    """
+    check_budget(budget)
+    heads, n = scores.shape
+    if positions is None:
+        positions = torch.arange(n, device=scores.device).expand(heads, n)
+    check_scores(scores, budget, positions)
+    if n <= budget:
+        return torch.ones_like(scores, dtype=torch.bool)
+    newest_first = positions.argsort(dim=-1, descending=True)
+    best_first = scores.gather(-1, newest_first).argsort(dim=-1, descending=True, stable=True)
+    kept = newest_first.gather(-1, best_first[:, :budget])
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, kept, True)
+
+
+def weakest(scores: Float[Tensor, "heads n"], positions: Int[Tensor, "heads n"]) -> Int[Tensor, "heads 1"]:
+    """The one entry a head loses when it is a single entry over budget: what `select` drops at budget n - 1, in O(n)."""
+    lowest = scores.amin(-1, keepdim=True)
+    if not bool((lowest < torch.inf).all()):  # a NaN, or nothing but pinned entries: find out which and say it
+        check_scores(scores, scores.shape[-1] - 1, positions)
+    return torch.where(scores == lowest, positions, torch.iinfo(positions.dtype).max).argmin(-1, keepdim=True)
+
+
+def check_scores(scores: Float[Tensor, "heads n"], budget: int, positions: Int[Tensor, "heads n"]) -> None:
+    """Raise ValueError where a score is NaN and BudgetError where more is pinned than the budget holds."""
+    if (bad := scores.isnan()).any():
+        row, column = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"score of position {int(positions[row, column])} is NaN (row {row} of the heads axis); "
+            "return a number for every entry, -inf for one that may go first"
+        )
+    if (pinned := int((scores == torch.inf).sum(-1).max())) > budget:
+        raise BudgetError(f"budget {budget} < {pinned} pinned entries; raise the budget or pin fewer")
+
+
+def step(policy: Policy, stats: Stats, view: View, budget: int) -> tuple[Stats, Int[Tensor, "heads excess"] | None]:
+    """One turn of any host: let the policy observe, then, if a head holds more than `budget`, choose what it loses.
+
+    Returns the policy's columns for all n entries and the indices of the entries to evict, (heads, n - budget), or
+    None where nothing is to be evicted. Raises TypeError or ValueError where the policy breaks its contract.
+    """
+    versions = {name: column._version for name, column in stats.items()}
+    heads, n = view.positions.shape
+    observed = policy.observe(view, stats)
+    _check_columns(policy, observed, heads, n)
+    evicted = None
+    if n > budget:
+        scores = policy.score(view, observed)
+        _check_shape(policy, "score", scores, heads, n)
+        if view.window is not None:  # what the model's own sliding window hides from every later query goes first
+            scores = scores.masked_fill(view.age >= view.window[:, None] - 1, -torch.inf)
+        try:
+            if n == budget + 1:
+                evicted = weakest(scores, view.positions)
+            else:
+                lost = ~select(scores, budget, view.positions)
+                evicted = lost.nonzero()[:, 1].view(heads, n - budget)
+        except (BudgetError, ValueError) as error:
+            raise type(error)(f"{policy!r}: {error}") from None
+    changed = view.changed() + [f"stats[{name!r}]" for name, column in stats.items() if column._version != versions[name]]
+    if changed:
+        raise ValueError(f"{policy!r} changed {', '.join(changed)} in place; a policy must be pure, so work on a clone")
+    return observed, evicted
+
+
+def _check_columns(policy: Policy, stats: Stats, heads: int, n: int) -> None:
+    if not isinstance(stats, Mapping):
+        raise TypeError(f"{policy!r}.observe returned {type(stats).__name__}; return a dict of (heads, n) tensors")
+    for name, column in stats.items():
+        _check_shape(policy, f"observe()[{name!r}]", column, heads, n)
+
+
+def _check_shape(policy: Policy, what: str, value: Tensor, heads: int, n: int) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{policy!r}.{what} is {type(value).__name__}; return a tensor of shape ({heads}, {n})")
+    if value.shape != (heads, n):
+        raise ValueError(f"{policy!r}.{what} has shape {tuple(value.shape)}; the view asks for (heads, n) = ({heads}, {n})")
+    if what == "score" and not value.is_floating_point():
+        raise TypeError(f"{policy!r}.score is {value.dtype}; return floating-point scores, such as scores.float()")
+
+
+def mask(expiry: Int[Tensor, "*heads tokens"]) -> Bool[Tensor, "*heads tokens tokens"]:
+    """Which entry each query sees: True at [..., i, j] where `j <= i < expiry[..., j]`."""
+    at = torch.arange(expiry.shape[-1], device=expiry.device)
+    return (at <= at[:, None]) & (at[:, None] < expiry[..., None, :])
+
+
+def label_fields(policy: Policy) -> dict[str, object]:
+    """A policy's settings as a dict of field name to value."""
+    return {f.name: getattr(policy, f.name) for f in fields(policy)} if is_dataclass(policy) else {}

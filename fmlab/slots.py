@@ -1,0 +1,244 @@
+"""What a bag of heads holds: slots that are overwritten rather than gathered, and the expiry of all that ever arrived."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .core import Policy, Stats, step
+from .view import Bag, View
+
+NEVER = 1 << 62  # the expiry of an entry that is still held; a power of two, since `pad` passes it as a double
+GROWTH = 64  # slots added at a time while a head is below its budget: one copy in 64 steps
+RECORD = 512  # tokens by which the record of expiries grows
+
+
+class Meter:
+    """Bytes held now by several `Slots`, and the most there ever were."""
+
+    def __init__(self):
+        self.now = self.peak = 0
+
+    def change(self, nbytes: int) -> None:
+        self.now += nbytes
+        self.peak = max(self.peak, self.now)
+
+
+@dataclass(frozen=True, eq=False)
+class _Staged:
+    new: int
+    positions: Tensor  # (heads, at least held + new)
+    data: dict[str, Tensor]  # (heads, at least held + new, d)
+    stats: dict[str, Tensor]  # (heads, held + new), zero where new
+
+
+class Slots:
+    """The entries of a bag of heads under one budget. Each head holds equally many.
+
+    A call is two moves: `stage` lays the arriving entries behind those held, without touching what is held; `settle`
+    commits what the policy chose. A call that is interrupted between them has not happened.
+    Attention does not care in which order entries stand, so at the budget the newcomer takes the slot of the evicted:
+    O(1) bytes a step.
+    """
+
+    def __init__(self, bag: Bag, budget: int, meter: Meter | None = None, window: Int[Tensor, "heads"] | None = None):
+        self.bag, self.budget, self.meter, self.window = bag, budget, meter or Meter(), window
+        device = bag.layer.device
+        self.held = self.seen = 0
+        self.data: dict[str, Tensor] = {}
+        self.stats: dict[str, Tensor] = {}
+        self._limit = torch.full((len(bag),), budget, dtype=torch.int64, device=device)  # what the policy was promised
+        self._positions = torch.empty(len(bag), 0, dtype=torch.int64, device=device)
+        self._expiry = torch.empty(len(bag), 0, dtype=torch.int64, device=device)
+        self._staged: _Staged | None = None
+        self._counted = 0
+
+    def stage(self, new: int, **data: Tensor) -> None:
+        """Lay `new` entries behind those held: each of `data` is (heads, new, d)."""
+        total = self.held + new
+        with _normal_tensors():
+            if self._expiry.shape[1] < self.seen + new:
+                self._expiry = pad(self._expiry, (0, max(new, RECORD)), value=NEVER)
+            stats = {k: c if c.shape[1] == total else pad(c[:, : self.held], (0, new)) for k, c in self.stats.items()}
+            if new == 1:
+                if total > self._positions.shape[1]:
+                    self._grow(max(total, min(self.held + GROWTH, self.budget + 1)), data)
+                self._positions[:, self.held] = self.seen
+                for name, arrived in data.items():
+                    self.data[name][:, self.held] = arrived[:, 0]
+                self._staged = _Staged(new, self._positions, self.data, stats)
+            else:
+                places = torch.arange(self.seen, self.seen + new, device=self._positions.device)
+                positions = torch.cat([self._positions[:, : self.held], places.expand(len(self.bag), new)], 1)
+                columns = {name: self._beside(name, arrived) for name, arrived in data.items()}
+                self._staged = _Staged(new, positions, columns, stats)
+                self._count(positions, *columns.values())
+
+    def staged(self, name: str) -> Tensor:
+        """The entries held and the arriving ones, (heads, held + new, d)."""
+        return self._staged.data[name][:, : self.held + self._staged.new]
+
+    def view(self, **rest) -> View:
+        """The view of the staged call; `rest` are the arguments of `View` that only the host knows."""
+        return View(self.bag, self.staged_positions(), self._staged.new, self._limit, window=self.window, **rest)
+
+    def has(self, name: str) -> bool:
+        """Whether the staged call has a data column of this name."""
+        return name in self._staged.data
+
+    def staged_positions(self) -> Int[Tensor, "heads total"]:
+        """The places of the entries held and the arriving ones."""
+        return self._staged.positions[:, : self.held + self._staged.new]
+
+    def adopt(self, name: str, column: Float[Tensor, "heads total d"]) -> None:
+        """Keep one more data column from the staged call on."""
+        spare = self._staged.positions.shape[1] - column.shape[1]
+        self._staged.data[name] = pad(column, (0, 0, 0, spare))
+
+    def choose(self, policy: Policy, view: View) -> tuple[Stats, Int[Tensor, "heads excess"] | None]:
+        """Ask the policy what the staged call evicts, without evicting it."""
+        return step(policy, self._staged.stats, view, self.budget)
+
+    def settle(self, stats: Stats, evicted: Int[Tensor, "heads excess"] | None) -> None:
+        """Commit the staged call with what `choose` returned."""
+        now, seen = self._staged, self.seen + self._staged.new
+        with _normal_tensors():
+            if evicted is None:
+                held, positions = self.held + now.new, now.positions
+                data = now.data if now.new == 1 else {name: _own(column) for name, column in now.data.items()}
+                stats = {name: column.clone() for name, column in stats.items()}
+            else:
+                self._expiry.scatter_(1, now.positions.gather(1, evicted), seen)
+                held = self.held + now.new - evicted.shape[1]
+                if now.new == 1:
+                    positions, data, stats = self._overwrite(evicted, stats)
+                else:
+                    positions, data, stats = self._compact(evicted, stats)
+        resized = now.new > 1 or stats.keys() != self.stats.keys()
+        self._positions, self.data, self.stats, self.held, self.seen = positions, data, stats, held, seen
+        self._staged = None
+        if resized:
+            self._count()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a call was staged and never settled."""
+        return self._staged is not None
+
+    @property
+    def positions(self) -> Int[Tensor, "heads held"]:
+        """The place in the original sequence of each entry held, in slot order."""
+        return self._positions[:, : self.held]
+
+    def expiry(self, seen: int | None = None) -> Int[Tensor, "heads seen"]:
+        """The expiry of the first `seen` entries as it stood after that many queries: `seen + 1` where still held."""
+        seen = self.seen if seen is None else seen
+        expiry = self._expiry[:, :seen]
+        if self.window is not None:  # a sliding layer stops looking before anything is evicted
+            expiry = torch.minimum(expiry, torch.arange(seen, device=expiry.device) + self.window[:, None])
+        return expiry.clamp(max=seen + 1)
+
+    @property
+    def nbytes(self) -> int:
+        """Allocated bytes of the data columns, empty slots included."""
+        return sum(column.untyped_storage().nbytes() for column in self.data.values())
+
+    @property
+    def overhead_nbytes(self) -> int:
+        """Allocated bytes of everything else: positions, the policy's columns, the record of expiries."""
+        return sum(t.untyped_storage().nbytes() for t in (self._positions, self._expiry, *self.stats.values()))
+
+    def take(self, rows: Int[Tensor, "taken"]) -> None:
+        """Replace the heads by those at `rows` (a beam search moves whole sequences about)."""
+        self._positions, self._expiry = self._positions[rows], self._expiry[rows]
+        self.data = {name: column[rows] for name, column in self.data.items()}
+        self.stats = {name: column[rows] for name, column in self.stats.items()}
+
+    def _grow(self, slots: int, arriving: dict[str, Tensor]) -> None:
+        more = slots - self.held
+        old = [self._positions, *self.data.values()]
+        held = self.data or {name: arrived[:, :0] for name, arrived in arriving.items()}
+        self._positions = pad(self.positions, (0, more))
+        self.data = {name: pad(column[:, : self.held], (0, 0, 0, more)) for name, column in held.items()}
+        self._count(*old)
+        self._count()
+
+    def _beside(self, name: str, arrived: Tensor) -> Tensor:
+        if self.held:
+            return torch.cat([self.data[name][:, : self.held], arrived], 1)
+        return ordinary(arrived)
+
+    def _overwrite(self, evicted: Int[Tensor, "heads 1"], stats: Stats) -> tuple[Tensor, dict, dict]:
+        last = self.held  # the newcomer lies in the slot behind those held; it moves into the evicted one
+        self._positions.scatter_(1, evicted, self.seen)
+        for column in self.data.values():
+            column.scatter_(1, evicted[..., None].expand(-1, 1, column.shape[-1]), column[:, last : last + 1].clone())
+        moved = {}
+        for name, column in stats.items():
+            moved[name] = column.scatter(1, evicted, column[:, last:])
+            moved[name][:, last] = 0  # so that the next newcomer arrives as zero
+        return self._positions, self.data, moved
+
+    def _compact(self, evicted: Int[Tensor, "heads excess"], stats: Stats) -> tuple[Tensor, dict, dict]:
+        now = self._staged
+        keep = torch.ones_like(now.positions, dtype=torch.bool).scatter_(1, evicted, False)
+        kept = keep.nonzero()[:, 1].view(len(self.bag), -1)
+        spare = self.budget + 1 - kept.shape[1]  # room for the newcomer of a one-token call
+        data = {}
+        for name, column in now.data.items():
+            index = kept[..., None].expand(*kept.shape, column.shape[-1])
+            data[name] = column.new_zeros(len(self.bag), kept.shape[1] + spare, column.shape[-1])
+            torch.gather(column, 1, index, out=data[name][:, : kept.shape[1]])
+        self._count(now.positions, *now.data.values(), *data.values())
+        return (
+            pad(now.positions.gather(1, kept), (0, spare)),
+            data,
+            {name: column.gather(1, kept) for name, column in stats.items()},
+        )
+
+    def _count(self, *passing: Tensor) -> None:
+        """Tell the meter what is allocated now; `passing` are tensors that live only until the call is settled."""
+        now = self.nbytes + self.overhead_nbytes + sum(tensor.nbytes for tensor in passing)
+        self.meter.change(now - self._counted)
+        self._counted = now
+
+
+def split(tokens: int, prefill: int | Iterable[int]) -> list[int]:
+    """The sizes of the calls that read `tokens` tokens: first those of `prefill`, then one by one."""
+    sizes = [prefill] if isinstance(prefill, int) else list(prefill)
+    if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(f"prefill={prefill!r}; give the size of the first call, or of the first calls, each >= 1")
+    calls, left = [], tokens
+    for size in sizes:
+        if left:
+            calls.append(min(size, left))
+            left -= calls[-1]
+    return calls + [1] * left
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of it where it was made under inference mode, which keeps no count of changes."""
+    if not tensor.is_inference():
+        return tensor
+    with _normal_tensors():
+        return tensor.clone()
+
+
+def _own(column: Tensor) -> Tensor:
+    """The tensor itself, or a copy where it is a piece of a larger one, which it would keep alive."""
+    whole = column.is_contiguous() and column.untyped_storage().nbytes() == column.nbytes
+    return column if whole else column.clone(memory_format=torch.contiguous_format)
+
+
+def _normal_tensors() -> AbstractContextManager:
+    """What is kept across calls must be an ordinary tensor, also where the caller runs under inference mode."""
+    if not torch.is_inference_mode_enabled():
+        return nullcontext()
+    stack = ExitStack()
+    stack.enter_context(torch.inference_mode(False))
+    stack.enter_context(torch.no_grad())
+    return stack

@@ -1,0 +1,188 @@
+"""A recorded forward pass, and the replay of any policy on it without the model, all layers and heads at once."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .core import Policy, check_budget, check_needs
+from .slots import Slots, split
+from .view import Bag
+
+FORMAT = "fmlab trace 1"
+
+
+class TraceError(ValueError):
+    """A file is no trace, or not a whole one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What the attention of some layers was given while the full model read a text: all that a replay needs.
+
+    `queries` (layers, query_heads, T, d), `keys` and `values` (layers, kv_heads, T, d), after RoPE; `ids` int64 (T,);
+    `tokens` the T pieces of the text; `layers` which layers of the model these are; `windows` each layer's own sliding
+    window, or None; `scaling` and `softcap` as the model's attention uses them.
+    """
+
+    ids: Int[Tensor, "tokens"]
+    tokens: tuple[str, ...]
+    layers: tuple[int, ...]
+    model: str
+    queries: Float[Tensor, "layers query_heads tokens d"]
+    keys: Float[Tensor, "layers kv_heads tokens d"]
+    values: Float[Tensor, "layers kv_heads tokens d_value"]
+    scaling: float
+    softcap: float | None = None
+    windows: tuple[int | None, ...] = ()
+
+    def __post_init__(self):
+        if len(self.tokens) != len(self.ids):
+            raise TraceError(f"{len(self.tokens)} token texts for {len(self.ids)} ids; give one text per id")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"Trace({self.model}, {len(self)} tokens, layers {list(self.layers)}, {self.kv_heads} KV heads, {self.nbytes / 1e6:.1f} MB)"
+
+    def _repr_html_(self) -> str:
+        start = escape("".join(self.tokens[:60]))
+        return f"<code>{escape(repr(self))}</code><blockquote>{start} …</blockquote>"
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads a layer."""
+        return self.keys.shape[1]
+
+    @property
+    def groups(self) -> int:
+        """Query heads a KV head."""
+        return self.queries.shape[1] // self.kv_heads
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the three tensors."""
+        return self.queries.nbytes + self.keys.nbytes + self.values.nbytes
+
+    def bag(self) -> Bag:
+        """All heads of all recorded layers as one bag, in the order layer, head."""
+        return Bag.of(1, list(self.layers), self.kv_heads, self.groups)
+
+    def window(self) -> Int[Tensor, "heads"] | None:
+        """The sliding window of each row of the bag (the length of the trace where a layer has none), or None for all."""
+        if not any(self.windows):
+            return None
+        return torch.tensor([w or len(self) for w in self.windows]).repeat_interleave(self.kv_heads)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the trace as safetensors and return the path."""
+        about = {
+            "format": FORMAT, "tokens": self.tokens, "layers": self.layers, "model": self.model,
+            "scaling": self.scaling, "softcap": self.softcap, "windows": self.windows,
+        }  # fmt: skip
+        tensors = {"ids": self.ids, "queries": self.queries, "keys": self.keys, "values": self.values}
+        save_file({k: t.contiguous() for k, t in tensors.items()}, path, {"fmlab": json.dumps(about)})
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trace":
+        """Read a trace that `save` wrote. Raises FileNotFoundError, or TraceError for a foreign or truncated file."""
+        about, tensors = read_safetensors(path, FORMAT, "fm.record(...).save")
+        try:
+            tuples = {name: tuple(about[name]) for name in ("tokens", "layers", "windows")}
+            trace = cls(**tensors, **tuples, model=about["model"], scaling=about["scaling"], softcap=about["softcap"])
+            layers, query_heads, tokens, _ = trace.queries.shape
+            whole = (
+                trace.keys.shape[::2] == trace.values.shape[::2] == (layers, tokens)
+                and len(trace) == tokens
+                and len(trace.layers) == len(trace.windows) == layers
+                and query_heads % trace.kv_heads == 0
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise TraceError(f"{path} lacks a part of a trace ({error}); record it again with fm.record") from error
+        if not whole:
+            raise TraceError(f"{path} holds tensors that do not fit each other; record it again with fm.record")
+        return trace
+
+
+def read_safetensors(path: str | Path, expected: str, writer: str) -> tuple[dict, dict[str, Tensor]]:
+    """The description and the tensors of one of our files; errors name the file and the mend."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; write it with {writer}(path)")
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("fmlab", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if about.get("format") == expected else {}
+    except (SafetensorError, json.JSONDecodeError, AttributeError) as error:
+        raise TraceError(f"{path} is truncated or no safetensors file ({error}); write it again with {writer}(path)") from error
+    if about.get("format") != expected:
+        raise TraceError(
+            f"{path} is no '{expected}' file but '{about.get('format', 'foreign')}'; write it with {writer}(path)"
+        )
+    return about, tensors
+
+
+def replay(
+    trace: Trace,
+    policy: Policy,
+    budget: int,
+    prefill: int | Sequence[int] = 1,
+    progress: Callable[[int], None] | None = None,
+) -> Int[Tensor, "layers kv_heads tokens"]:
+    """Run a policy over a trace, every layer and head at once, and return the expiry of each token.
+
+    The first call brings `prefill` tokens (a tuple: the sizes of the first calls), then one by one. Evicted after query
+    t: t + 1; still held at the end: T + 1. Attention is computed over the survivors, from the recorded queries and keys:
+    exact at layer 0, up to ties and the precision of the trace; above it an approximation, since a live model's own
+    queries and keys would change with what it forgot. `progress` is called with the tokens done and may raise to cancel.
+    """
+    check_budget(budget)
+    check_needs(policy, frozenset(), "a replay")
+    slots = Slots(trace.bag(), budget, window=trace.window())
+    flat = {name: getattr(trace, name).flatten(0, 1) for name in ("queries", "keys", "values")}
+    calls = split(len(trace), prefill)
+    if type(policy).observe is Policy.observe:  # nothing is evicted or remembered before the budget is full
+        calls = _join(calls, budget)
+    done = 0
+    for new in calls:
+        arrived = slice(done, done + new)
+        slots.stage(new, **{name: flat[name][:, arrived].float() for name in slots.data})
+        view = slots.view(
+            scaling=trace.scaling,
+            softcap=trace.softcap,
+            keys=lambda: _column(slots, flat, "keys"),
+            values=lambda: _column(slots, flat, "values"),
+            queries=lambda arrived=arrived: flat["queries"][:, arrived].float(),
+        )
+        slots.settle(*slots.choose(policy, view))
+        done += new
+        if progress is not None and (done % 64 == 0 or done == len(trace)):
+            progress(done)
+    return slots.expiry().view(len(trace.layers), trace.kv_heads, -1)
+
+
+def _column(slots: Slots, flat: dict[str, Tensor], name: str) -> Tensor:
+    """The keys or values that are held; from the first time a policy asks they are kept up to date by overwriting."""
+    if not slots.has(name):
+        places = slots.staged_positions()
+        index = places[..., None].expand(*places.shape, flat[name].shape[-1])
+        slots.adopt(name, flat[name].gather(1, index).float())
+    return slots.staged(name)
+
+
+def _join(calls: list[int], budget: int) -> list[int]:
+    """The same calls with the first of them, as many as fit the budget together, made one."""
+    total = count = 0
+    while count < len(calls) and total + calls[count] <= budget:
+        total += calls[count]
+        count += 1
+    return [total] * (total > 0) + calls[count:]

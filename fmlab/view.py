@@ -1,0 +1,183 @@
+"""What a host shows a policy: the entries of a bag of heads, lazily, so that what is not asked for is never computed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+WORKSPACE = 1 << 24  # attention weights computed at a time where only their sum is wanted: 64 MiB of float32
+
+
+@dataclass(frozen=True, eq=False)
+class Bag:
+    """Which heads share the axis of a view: one entry of each field per row. A live layer brings batch x its KV heads,
+    a replay all layers at once."""
+
+    sequence: Int[Tensor, "heads"]  # which sample of the batch
+    layer: Int[Tensor, "heads"]
+    head: Int[Tensor, "heads"]  # which KV head of the layer
+    groups: int  # query heads a KV head
+
+    @classmethod
+    def of(cls, sequences: int, layers: list[int], kv_heads: int, groups: int, device=None) -> "Bag":
+        """Rows in the order sequence, layer, head."""
+        rows = torch.cartesian_prod(
+            torch.arange(sequences), torch.tensor(layers), torch.arange(kv_heads)
+        ).view(-1, 3).to(device)  # fmt: skip
+        return cls(rows[:, 0], rows[:, 1], rows[:, 2], groups)
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+    @cached_property
+    def leader(self) -> Int[Tensor, "heads"]:
+        """For each row the first row of its sequence and layer."""
+        return (self.same_layer > 0).int().argmax(-1)
+
+    @cached_property
+    def same_layer(self) -> Float[Tensor, "heads heads"]:
+        """A matrix that averages over the rows of one sequence and layer."""
+        same = (self.sequence[:, None] == self.sequence) & (self.layer[:, None] == self.layer)
+        return same.float() / same.sum(-1, keepdim=True)
+
+
+class View:
+    """A bag of heads as a policy sees it at one call.
+
+    Shapes: `positions` (heads, n) int64, places in the original sequence; `keys`, `values` (heads, n, d) and `queries`
+    (query heads, new, d), all after RoPE; `sequence`, `layer`, `head`, `budget` (heads,). The `new` entries of this call
+    are the last in position, not necessarily the last in order. Everything is read only.
+    """
+
+    def __init__(
+        self,
+        bag: Bag,
+        positions: Int[Tensor, "heads n"],
+        new: int,
+        budget: Int[Tensor, "heads"],
+        *,
+        scaling: float,
+        keys: Callable[[], Tensor],
+        values: Callable[[], Tensor],
+        queries: Callable[[], Tensor],
+        softcap: float | None = None,
+        window: Int[Tensor, "heads"] | None = None,
+        query_aware: bool = False,
+    ):
+        self._bag, self._positions, self._new, self._budget, self._scaling = bag, positions, new, budget, scaling
+        self._keys, self._values, self._queries = keys, values, queries
+        self._softcap, self._window, self._query_aware = softcap, window, query_aware
+        self._age: Tensor | None = None
+        self._stored: dict[str, Tensor] = {"positions": positions}
+        self._versions: dict[str, int] = {"positions": positions._version}
+        self._weights: dict[int, Tensor] = {}
+
+    positions = property(lambda self: self._positions, doc="(heads, n) int64: places in the original sequence")
+    new = property(lambda self: self._new, doc="how many entries came with this call; they are the last in position")
+    budget = property(lambda self: self._budget, doc="(heads,) int64: entries that each head may keep")
+    scaling = property(lambda self: self._scaling, doc="what the model multiplies q.k by before the softmax")
+    sequence = property(lambda self: self._bag.sequence, doc="(heads,) int64: which sample of the batch")
+    layer = property(lambda self: self._bag.layer, doc="(heads,) int64")
+    head = property(lambda self: self._bag.head, doc="(heads,) int64: which KV head of its layer")
+    window = property(lambda self: self._window, doc="(heads,) int64: the model's own sliding window, or None")
+    softcap = property(lambda self: self._softcap, doc="the model's cap on attention logits, or None")
+    query_aware = property(lambda self: self._query_aware, doc="whether the queries include the question to be answered")
+
+    @property
+    def keys(self) -> Float[Tensor, "heads n d"]:
+        """Keys after RoPE."""
+        return self._store("keys", self._keys)
+
+    @property
+    def values(self) -> Float[Tensor, "heads n d"]:
+        """Values."""
+        return self._store("values", self._values)
+
+    @property
+    def queries(self) -> Float[Tensor, "query_heads new d"]:
+        """Queries of this call after RoPE; the query heads of KV head h stand at h * groups to (h + 1) * groups - 1."""
+        return self._store("queries", self._queries)
+
+    @property
+    def age(self) -> Int[Tensor, "heads n"]:
+        """How many positions an entry lies behind the newest one of its head; the newest has age 0."""
+        if self._age is None:
+            self._age = self._positions.amax(-1, keepdim=True) - self._positions
+        return self._age
+
+    def attention(self, last: int = 1) -> Float[Tensor, "heads last n"]:
+        """What the `last` newest queries of this call pay to each entry: causal softmax of each query head over the
+        entries held, averaged over the query heads of a KV head. Raises ValueError unless 1 <= last <= new."""
+        return self.weights(last).mean(1)
+
+    def weights(self, last: int = 1) -> Float[Tensor, "heads groups last n"]:
+        """The same before the mean: the softmax of every query head, in float32."""
+        if not 1 <= last <= self._new:
+            raise ValueError(f"attention(last={last}) of a call with {self._new} queries; ask for 1 to {self._new}")
+        if last not in self._weights:
+            self._weights[last] = self._rows(self._new - last, self._new)
+        return self._weights[last]
+
+    def received(self) -> Float[Tensor, "heads n"]:
+        """What each entry received from all queries of this call: `attention(last=new).sum(1)` in bounded memory."""
+        heads, n = self._positions.shape
+        if self._new == 1:
+            return self.weights(1).mean(1).squeeze(1)
+        rows = max(1, WORKSPACE // (heads * self._bag.groups * n))
+        total = torch.zeros(heads, n, device=self._positions.device)
+        for start in range(0, self._new, rows):
+            total += self._rows(start, min(start + rows, self._new)).sum(2).mean(1)
+        return total
+
+    def mean_over_layer(self, scores: Float[Tensor, "heads n"]) -> Float[Tensor, "heads n"]:
+        """The mean of `scores` over the heads of the same sequence and layer. Raises ValueError where these heads do
+        not hold the same positions."""
+        bag, positions = self._bag, self._positions
+        if bool((positions == positions[bag.leader]).all()):
+            return bag.same_layer @ scores.float()
+        order = positions.argsort(-1)  # the same positions in another order
+        ordered = positions.gather(-1, order)
+        if not bool((ordered == ordered[bag.leader]).all()):
+            raise ValueError("the heads of one layer hold different positions; a mean over them has no meaning")
+        means = bag.same_layer @ scores.float().gather(-1, order)
+        return torch.empty_like(means).scatter_(-1, order, means)
+
+    def changed(self) -> list[str]:
+        """The names of the tensors that somebody wrote to since they were handed out."""
+        return [name for name, tensor in self._stored.items() if tensor._version != self._versions[name]]
+
+    def asked_for_weights(self, last: int) -> bool:
+        """Whether `weights(last)` has been computed, so that a host can use it instead of computing it again."""
+        return last in self._weights
+
+    def _store(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        if name not in self._stored:
+            tensor = make()
+            self._stored[name], self._versions[name] = tensor, tensor._version
+        return self._stored[name]
+
+    def _rows(self, start: int, stop: int) -> Float[Tensor, "heads groups rows n"]:
+        heads, n = self._positions.shape
+        keys = self.keys
+        rows = stop - start
+        queries = self.queries.view(heads, self._bag.groups, self._new, -1)[:, :, start:stop]
+        logits = (queries.reshape(heads, -1, keys.shape[-1]) @ keys.transpose(1, 2)).float()
+        logits = logits.view(heads, self._bag.groups, rows, n).mul_(self._scaling)
+        if self._softcap is not None:
+            logits = logits.div_(self._softcap).tanh_().mul_(self._softcap)
+        if self._new > 1 or self._window is not None:
+            logits.masked_fill_(self.hidden(start, stop)[:, None], -torch.inf)
+        return logits.softmax(-1)
+
+    def hidden(self, start: int, stop: int) -> Bool[Tensor, "heads rows n"]:
+        """What the queries `start` to `stop` of this call do not see: what comes later, and what lies behind the model's
+        own sliding window."""
+        at = torch.arange(self._new - 1 - start, self._new - 1 - stop, -1, device=self._positions.device)
+        behind = self.age[:, None] - at[:, None]  # the age of an entry as that query sees it, negative before it exists
+        hidden = behind < 0
+        if self._window is not None:
+            hidden |= behind >= self._window[:, None, None]
+        return hidden
