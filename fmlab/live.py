@@ -137,12 +137,10 @@ class FiniteCache(Cache):
         chosen = self.layers[layer]
         if chosen.slots is None:
             return torch.empty(self._kv_heads, 0, dtype=torch.int64)
-        held = chosen.slots.positions
+        places = chosen.slots.places
         if chosen.slots.window is not None:  # what slid out of the model's own window is no longer anybody's
-            held = held.masked_fill(held <= chosen.slots.seen - chosen.slots.window[:, None], -1)
-        slots = chosen.slots.data["keys"].shape[1]
-        held = torch.nn.functional.pad(held, (0, slots - held.shape[1]), value=-1)
-        return held if chosen.batch == 1 else held.view(chosen.batch, -1, slots)
+            places = places.masked_fill(places <= chosen.slots.seen - chosen.slots.window[:, None], -1)
+        return places if chosen.batch == 1 else places.view(chosen.batch, -1, places.shape[1])
 
     @property
     def nbytes(self) -> int:
@@ -205,13 +203,19 @@ def attend(
     """The attention output of the view's queries. Weights that the policy asked for are used again."""
     batch, query_heads, new, _ = query.shape
     heads, n, _ = keys.shape
-    if view.softcap is not None or (new == 1 and view.asked_for_weights(1)):
-        weights = view.weights(new).to(values.dtype)  # (heads, groups, new, n)
-        output = weights.flatten(1, 2) @ values
-        return output.view(batch, query_heads, new, -1).transpose(1, 2)
-    keys, values = (x.view(batch, heads // batch, n, -1) for x in (keys, values))
+    if new == 1 and view.asked_for_weights(1):
+        output = view.weights(1).squeeze(2).to(values.dtype) @ values
+        return output.view(batch, 1, query_heads, -1)
+    if view.softcap is not None:  # no kernel of SDPA knows it
+        blocks = [view.rows(*block).to(values.dtype) @ values[:, None] for block in view.blocks()]
+        return torch.cat(blocks, 2).view(batch, query_heads, new, -1).transpose(1, 2)
+    kv_heads = heads // batch
+    keys, values = keys.view(batch, kv_heads, n, -1), values.view(batch, kv_heads, n, -1)
+    if new == 1 and view.window is None:  # the query heads of a KV head side by side: its keys are read once
+        packed = query.reshape(batch, kv_heads, -1, query.shape[-1])
+        output = scaled_dot_product_attention(packed, keys, values, scale=view.scaling)
+        return output.view(batch, 1, query_heads, -1)
     causal = new == n > 1 and (view.window is None or n <= int(view.window[0]))
-    grouped = query_heads * batch != heads
     output = scaled_dot_product_attention(
         query,
         keys,
@@ -219,17 +223,15 @@ def attend(
         attn_mask=None if causal else _visible(view, batch, query_heads),
         is_causal=causal,
         scale=view.scaling,
-        enable_gqa=grouped,
+        enable_gqa=query_heads != kv_heads,
     )
     return output.transpose(1, 2)
 
 
-def _visible(view: View, batch: int, query_heads: int) -> Tensor | None:
-    """What each query sees, as SDPA takes it, or None where every query sees everything."""
+def _visible(view: View, batch: int, query_heads: int) -> Tensor:
+    """What each query sees, as SDPA takes it."""
     new, (heads, n) = view.new, view.positions.shape
     if view.window is None:
-        if new == 1:
-            return None
         return torch.ones(new, n, dtype=torch.bool, device=view.positions.device).tril(n - new)  # the new stand last
     visible = ~view.hidden(0, new)
     return visible.view(batch, -1, new, n).repeat_interleave(batch * query_heads // heads, 1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -28,76 +28,77 @@ class Meter:
         self.peak = max(self.peak, self.now)
 
 
-@dataclass(frozen=True, eq=False)
-class _Staged:
+class _Staged(NamedTuple):
     new: int
-    positions: Tensor  # (heads, at least held + new)
-    data: dict[str, Tensor]  # (heads, at least held + new, d)
+    positions: Tensor  # (heads, held + new)
+    data: dict[str, Tensor]  # (heads, held + new, d)
     stats: dict[str, Tensor]  # (heads, held + new), zero where new
 
 
 class Slots:
     """The entries of a bag of heads under one budget. Each head holds equally many.
 
-    A call is two moves: `stage` lays the arriving entries behind those held, without touching what is held; `settle`
+    A call is two moves: `stage` lays the arriving entries beside those held, without touching what is held; `settle`
     commits what the policy chose. A call that is interrupted between them has not happened.
-    Attention does not care in which order entries stand, so at the budget the newcomer takes the slot of the evicted:
-    O(1) bytes a step.
+    Attention does not care in which order entries stand, so at the budget there is one free slot a head, that of the
+    entry evicted last, and the newcomer overwrites it: O(1) bytes a step.
     """
 
     def __init__(self, bag: Bag, budget: int, meter: Meter | None = None, window: Int[Tensor, "heads"] | None = None):
         self.bag, self.budget, self.meter, self.window = bag, budget, meter or Meter(), window
         device = bag.layer.device
         self.held = self.seen = 0
-        self.data: dict[str, Tensor] = {}
-        self.stats: dict[str, Tensor] = {}
+        self.data: dict[str, Tensor] = {}  # (heads, slots, d)
+        self.stats: dict[str, Tensor] = {}  # (heads, slots) or shorter, zero where free
         self._limit = torch.full((len(bag),), budget, dtype=torch.int64, device=device)  # what the policy was promised
-        self._positions = torch.empty(len(bag), 0, dtype=torch.int64, device=device)
+        self._positions = torch.empty(len(bag), 0, dtype=torch.int64, device=device)  # (heads, slots)
+        self._free: Tensor | None = None  # (heads, 1): the free slot among the first held + 1; None where it is the last
         self._expiry = torch.empty(len(bag), 0, dtype=torch.int64, device=device)
         self._staged: _Staged | None = None
         self._counted = 0
 
     def stage(self, new: int, **data: Tensor) -> None:
-        """Lay `new` entries behind those held: each of `data` is (heads, new, d)."""
+        """Lay `new` entries beside those held: each of `data` is (heads, new, d)."""
         total = self.held + new
         with _normal_tensors():
             if self._expiry.shape[1] < self.seen + new:
                 self._expiry = pad(self._expiry, (0, max(new, RECORD)), value=NEVER)
+            if new > 1:
+                self._close_gap()
             stats = {k: c if c.shape[1] == total else pad(c[:, : self.held], (0, new)) for k, c in self.stats.items()}
-            if new == 1:
-                if total > self._positions.shape[1]:
-                    self._grow(max(total, min(self.held + GROWTH, self.budget + 1)), data)
-                self._positions[:, self.held] = self.seen
-                for name, arrived in data.items():
-                    self.data[name][:, self.held] = arrived[:, 0]
-                self._staged = _Staged(new, self._positions, self.data, stats)
-            else:
+            if new > 1:
                 places = torch.arange(self.seen, self.seen + new, device=self._positions.device)
                 positions = torch.cat([self._positions[:, : self.held], places.expand(len(self.bag), new)], 1)
                 columns = {name: self._beside(name, arrived) for name, arrived in data.items()}
-                self._staged = _Staged(new, positions, columns, stats)
                 self._count(positions, *columns.values())
+            else:
+                self._write(data)
+                positions, columns = _first(total, self._positions), {k: _first(total, c) for k, c in self.data.items()}
+            self._staged = _Staged(new, positions, columns, stats)
 
     def staged(self, name: str) -> Tensor:
         """The entries held and the arriving ones, (heads, held + new, d)."""
-        return self._staged.data[name][:, : self.held + self._staged.new]
+        return self._staged.data[name]
+
+    def staged_positions(self) -> Int[Tensor, "heads total"]:
+        """The places of the entries held and the arriving ones."""
+        return self._staged.positions
 
     def view(self, **rest) -> View:
         """The view of the staged call; `rest` are the arguments of `View` that only the host knows."""
-        return View(self.bag, self.staged_positions(), self._staged.new, self._limit, window=self.window, **rest)
+        new = self._staged.new
+        newest = self.seen + new - 1
+        return View(self.bag, self._staged.positions, new, self._limit, newest=newest, window=self.window, **rest)
 
     def has(self, name: str) -> bool:
         """Whether the staged call has a data column of this name."""
         return name in self._staged.data
 
-    def staged_positions(self) -> Int[Tensor, "heads total"]:
-        """The places of the entries held and the arriving ones."""
-        return self._staged.positions[:, : self.held + self._staged.new]
-
     def adopt(self, name: str, column: Float[Tensor, "heads total d"]) -> None:
         """Keep one more data column from the staged call on."""
-        spare = self._staged.positions.shape[1] - column.shape[1]
-        self._staged.data[name] = pad(column, (0, 0, 0, spare))
+        self._staged.data[name] = column
+        if self._staged.new == 1:
+            self.data[name] = pad(column, (0, 0, 0, self._positions.shape[1] - column.shape[1]))
 
     def choose(self, policy: Policy, view: View) -> tuple[Stats, Int[Tensor, "heads excess"] | None]:
         """Ask the policy what the staged call evicts, without evicting it."""
@@ -106,21 +107,21 @@ class Slots:
     def settle(self, stats: Stats, evicted: Int[Tensor, "heads excess"] | None) -> None:
         """Commit the staged call with what `choose` returned."""
         now, seen = self._staged, self.seen + self._staged.new
+        positions, data, free, held = self._positions, self.data, None, self.held + now.new
         with _normal_tensors():
-            if evicted is None:
-                held, positions = self.held + now.new, now.positions
-                data = now.data if now.new == 1 else {name: _own(column) for name, column in now.data.items()}
-                stats = {name: column.clone() for name, column in stats.items()}
-            else:
+            if evicted is not None:
                 self._expiry.scatter_(1, now.positions.gather(1, evicted), seen)
-                held = self.held + now.new - evicted.shape[1]
-                if now.new == 1:
-                    positions, data, stats = self._overwrite(evicted, stats)
-                else:
-                    positions, data, stats = self._compact(evicted, stats)
+                held -= evicted.shape[1]
+            if now.new > 1:
+                positions, data, stats = self._compact(evicted, stats) if evicted is not None else self._keep(stats)
+            elif evicted is not None:
+                free = evicted
+                stats = {name: column.scatter(1, evicted, 0) for name, column in stats.items()}
+            else:
+                stats = {name: column.clone() for name, column in stats.items()}
         resized = now.new > 1 or stats.keys() != self.stats.keys()
-        self._positions, self.data, self.stats, self.held, self.seen = positions, data, stats, held, seen
-        self._staged = None
+        self._positions, self.data, self.stats, self._free = positions, data, stats, free
+        self.held, self.seen, self._staged = held, seen, None
         if resized:
             self._count()
 
@@ -132,7 +133,18 @@ class Slots:
     @property
     def positions(self) -> Int[Tensor, "heads held"]:
         """The place in the original sequence of each entry held, in slot order."""
-        return self._positions[:, : self.held]
+        if self._free is None:
+            return self._positions[:, : self.held]
+        taken = torch.ones_like(self._positions, dtype=torch.bool).scatter_(1, self._free, False)
+        return self._positions[taken].view(len(self.bag), -1)
+
+    @property
+    def places(self) -> Int[Tensor, "heads slots"]:
+        """The same slot by slot, -1 where a slot is free."""
+        slots = self._positions.shape[1]
+        if self._free is None:
+            return pad(self._positions[:, : self.held], (0, slots - self.held), value=-1)
+        return self._positions.scatter(1, self._free, -1)
 
     def expiry(self, seen: int | None = None) -> Int[Tensor, "heads seen"]:
         """The expiry of the first `seen` entries as it stood after that many queries: `seen + 1` where still held."""
@@ -155,50 +167,66 @@ class Slots:
     def take(self, rows: Int[Tensor, "taken"]) -> None:
         """Replace the heads by those at `rows` (a beam search moves whole sequences about)."""
         self._positions, self._expiry = self._positions[rows], self._expiry[rows]
+        self._free = None if self._free is None else self._free[rows]
         self.data = {name: column[rows] for name, column in self.data.items()}
         self.stats = {name: column[rows] for name, column in self.stats.items()}
 
+    def _write(self, data: dict[str, Tensor]) -> None:
+        """Lay one arriving entry a head into the free slot."""
+        if self._free is not None:
+            self._positions.scatter_(1, self._free, self.seen)
+            for name, arrived in data.items():
+                self.data[name].scatter_(1, self._free[..., None].expand(arrived.shape), arrived)
+            return
+        if self.held == self._positions.shape[1]:
+            self._grow(max(1, min(GROWTH, self.budget + 1 - self.held)), data)
+        self._positions[:, self.held] = self.seen
+        for name, arrived in data.items():
+            self.data[name][:, self.held] = arrived[:, 0]
+
     def _grow(self, slots: int, arriving: dict[str, Tensor]) -> None:
-        more = slots - self.held
         old = [self._positions, *self.data.values()]
         held = self.data or {name: arrived[:, :0] for name, arrived in arriving.items()}
-        self._positions = pad(self.positions, (0, more))
-        self.data = {name: pad(column[:, : self.held], (0, 0, 0, more)) for name, column in held.items()}
+        self._positions = pad(self._positions, (0, slots))
+        self.data = {name: pad(column, (0, 0, 0, slots)) for name, column in held.items()}
         self._count(*old)
         self._count()
+
+    def _close_gap(self) -> None:
+        """Let the last of the first held + 1 slots be the free one."""
+        if self._free is None:
+            return
+        last = slice(self.held, self.held + 1)
+        self._positions.scatter_(1, self._free, self._positions[:, last].clone())
+        for column in self.data.values():
+            column.scatter_(1, self._free[..., None].expand(-1, 1, column.shape[-1]), column[:, last].clone())
+        for column in self.stats.values():
+            column.scatter_(1, self._free, column[:, last].clone())
+        self._free = None
 
     def _beside(self, name: str, arrived: Tensor) -> Tensor:
         if self.held:
             return torch.cat([self.data[name][:, : self.held], arrived], 1)
         return ordinary(arrived)
 
-    def _overwrite(self, evicted: Int[Tensor, "heads 1"], stats: Stats) -> tuple[Tensor, dict, dict]:
-        last = self.held  # the newcomer lies in the slot behind those held; it moves into the evicted one
-        self._positions.scatter_(1, evicted, self.seen)
-        for column in self.data.values():
-            column.scatter_(1, evicted[..., None].expand(-1, 1, column.shape[-1]), column[:, last : last + 1].clone())
-        moved = {}
-        for name, column in stats.items():
-            moved[name] = column.scatter(1, evicted, column[:, last:])
-            moved[name][:, last] = 0  # so that the next newcomer arrives as zero
-        return self._positions, self.data, moved
+    def _keep(self, stats: Stats) -> tuple[Tensor, dict, dict]:
+        now = self._staged
+        data = {name: _own(column) for name, column in now.data.items()}
+        return now.positions, data, {name: column.clone() for name, column in stats.items()}
 
     def _compact(self, evicted: Int[Tensor, "heads excess"], stats: Stats) -> tuple[Tensor, dict, dict]:
         now = self._staged
         keep = torch.ones_like(now.positions, dtype=torch.bool).scatter_(1, evicted, False)
         kept = keep.nonzero()[:, 1].view(len(self.bag), -1)
-        spare = self.budget + 1 - kept.shape[1]  # room for the newcomer of a one-token call
+        held = kept.shape[1]
         data = {}
         for name, column in now.data.items():
             index = kept[..., None].expand(*kept.shape, column.shape[-1])
-            data[name] = column.new_zeros(len(self.bag), kept.shape[1] + spare, column.shape[-1])
-            torch.gather(column, 1, index, out=data[name][:, : kept.shape[1]])
+            data[name] = column.new_zeros(len(self.bag), held + 1, column.shape[-1])  # one more, for a newcomer
+            torch.gather(column, 1, index, out=data[name][:, :held])
         self._count(now.positions, *now.data.values(), *data.values())
-        return (
-            pad(now.positions.gather(1, kept), (0, spare)),
-            data,
-            {name: column.gather(1, kept) for name, column in stats.items()},
-        )
+        stats = {name: column.gather(1, kept) for name, column in stats.items()}
+        return pad(now.positions.gather(1, kept), (0, 1)), data, stats
 
     def _count(self, *passing: Tensor) -> None:
         """Tell the meter what is allocated now; `passing` are tensors that live only until the call is settled."""
@@ -218,6 +246,10 @@ def split(tokens: int, prefill: int | Iterable[int]) -> list[int]:
             calls.append(min(size, left))
             left -= calls[-1]
     return calls + [1] * left
+
+
+def _first(count: int, column: Tensor) -> Tensor:
+    return column if column.shape[1] == count else column[:, :count]
 
 
 def ordinary(tensor: Tensor) -> Tensor:

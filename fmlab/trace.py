@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .core import Policy, check_budget, check_needs
 from .slots import Slots, split
-from .view import Bag
+from .view import Bag, View
 
 FORMAT = "fmlab trace 1"
 
@@ -81,6 +81,22 @@ class Trace:
         if not any(self.windows):
             return None
         return torch.tensor([w or len(self) for w in self.windows]).repeat_interleave(self.kv_heads)
+
+    def view(self) -> View:
+        """The whole trace as one call of a full cache: its `rows` and `attention` are those of the model."""
+        bag, tokens = self.bag(), len(self)
+        return View(
+            bag,
+            torch.arange(tokens).expand(len(bag), tokens),
+            tokens,
+            torch.full((len(bag),), tokens),
+            scaling=self.scaling,
+            softcap=self.softcap,
+            window=self.window(),
+            keys=lambda: self.keys.flatten(0, 1).float(),
+            values=lambda: self.values.flatten(0, 1).float(),
+            queries=lambda: self.queries.flatten(0, 1).float(),
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write the trace as safetensors and return the path."""

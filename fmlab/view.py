@@ -66,10 +66,11 @@ class View:
         softcap: float | None = None,
         window: Int[Tensor, "heads"] | None = None,
         query_aware: bool = False,
+        newest: int | None = None,
     ):
         self._bag, self._positions, self._new, self._budget, self._scaling = bag, positions, new, budget, scaling
         self._keys, self._values, self._queries = keys, values, queries
-        self._softcap, self._window, self._query_aware = softcap, window, query_aware
+        self._softcap, self._window, self._query_aware, self._newest = softcap, window, query_aware, newest
         self._age: Tensor | None = None
         self._stored: dict[str, Tensor] = {"positions": positions}
         self._versions: dict[str, int] = {"positions": positions._version}
@@ -105,7 +106,8 @@ class View:
     def age(self) -> Int[Tensor, "heads n"]:
         """How many positions an entry lies behind the newest one of its head; the newest has age 0."""
         if self._age is None:
-            self._age = self._positions.amax(-1, keepdim=True) - self._positions
+            newest = self._positions.amax(-1, keepdim=True) if self._newest is None else self._newest
+            self._age = newest - self._positions
         return self._age
 
     def attention(self, last: int = 1) -> Float[Tensor, "heads last n"]:
@@ -118,7 +120,7 @@ class View:
         if not 1 <= last <= self._new:
             raise ValueError(f"attention(last={last}) of a call with {self._new} queries; ask for 1 to {self._new}")
         if last not in self._weights:
-            self._weights[last] = self._rows(self._new - last, self._new)
+            self._weights[last] = self.rows(self._new - last, self._new)
         return self._weights[last]
 
     def received(self) -> Float[Tensor, "heads n"]:
@@ -126,11 +128,16 @@ class View:
         heads, n = self._positions.shape
         if self._new == 1:
             return self.weights(1).mean(1).squeeze(1)
-        rows = max(1, WORKSPACE // (heads * self._bag.groups * n))
         total = torch.zeros(heads, n, device=self._positions.device)
-        for start in range(0, self._new, rows):
-            total += self._rows(start, min(start + rows, self._new)).sum(2).mean(1)
+        for start, stop in self.blocks():
+            total += self.rows(start, stop).sum(2).mean(1)
         return total
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """The queries of this call in ranges whose weights fit the workspace."""
+        heads, n = self._positions.shape
+        rows = max(1, WORKSPACE // (heads * self._bag.groups * n))
+        return [(start, min(start + rows, self._new)) for start in range(0, self._new, rows)]
 
     def mean_over_layer(self, scores: Float[Tensor, "heads n"]) -> Float[Tensor, "heads n"]:
         """The mean of `scores` over the heads of the same sequence and layer. Raises ValueError where these heads do
@@ -159,13 +166,14 @@ class View:
             self._stored[name], self._versions[name] = tensor, tensor._version
         return self._stored[name]
 
-    def _rows(self, start: int, stop: int) -> Float[Tensor, "heads groups rows n"]:
+    def rows(self, start: int, stop: int) -> Float[Tensor, "heads groups rows n"]:
+        """The softmax weights of the queries `start` to `stop` of this call, per query head, in float32."""
         heads, n = self._positions.shape
         keys = self.keys
         rows = stop - start
         queries = self.queries.view(heads, self._bag.groups, self._new, -1)[:, :, start:stop]
-        logits = (queries.reshape(heads, -1, keys.shape[-1]) @ keys.transpose(1, 2)).float()
-        logits = logits.view(heads, self._bag.groups, rows, n).mul_(self._scaling)
+        queries = queries.reshape(heads, -1, keys.shape[-1]) * self._scaling
+        logits = (queries @ keys.transpose(1, 2)).float().view(heads, self._bag.groups, rows, n)
         if self._softcap is not None:
             logits = logits.div_(self._softcap).tanh_().mul_(self._softcap)
         if self._new > 1 or self._window is not None:

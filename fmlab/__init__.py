@@ -1,0 +1,66 @@
+"""The finite-memory lab: watch what a language model keeps and what it forgets under a memory budget.
+
+Everything here is imported when it is first used, so `import fmlab` alone costs milliseconds and loads no torch.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+__version__ = "0.1.0"
+
+_MODULES = frozenset({"core", "figures", "live", "metrics", "models", "policies", "tasks", "trace", "widgets"})
+_HOMES = {
+    "BudgetError": "core",
+    "LanguageModel": "models",
+    "Policy": "core",
+    "Trace": "trace",
+    "View": "core",
+    "explore": "widgets",
+    "finite": "live",
+    "load": "models",
+    "record": "live",
+    "replay": "trace",
+    "sweep": "sweep",
+    "tiny": "models",
+}
+
+
+def datafile(name: str) -> Path:
+    """The path of a file that the lab ships in data/: beside the package in a checkout, inside it in a wheel.
+
+    Raises FileNotFoundError, naming the places looked in.
+    """
+    package = Path(__file__).resolve().parent
+    places = [package.parent / "data" / name, package / "data" / name]
+    for place in places:
+        if place.is_file():
+            return place
+    raise FileNotFoundError(f"the lab ships no data file {name!r}: looked for {' and '.join(map(str, places))}")
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        setattr(sys.modules[__name__], name, value)
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; dir({__name__}) lists its names")
+
+
+def __dir__() -> list[str]:
+    return sorted({*_MODULES, *_HOMES, "datafile", "__version__", "__doc__"})
+
+
+class _Package(ModuleType):
+    """Keeps `fm.sweep` the function when Python binds the submodule of the same name after importing it."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if _HOMES.get(name) == name and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,89 @@
+"""The expiries of a grid of policies and budgets, kept beside their trace so that a slider need not wait."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .core import Policy
+from .trace import Trace, TraceError, read_safetensors, replay
+
+FORMAT = "fmlab replays 1"
+
+
+class Replays:
+    """Every replay of one trace that has been asked for, computed once.
+
+    A policy is known by its class and its repr. From a file only the library's own policies are taken, since the code
+    of a class of your own may have changed since.
+    """
+
+    def __init__(self, trace: Trace):
+        self.trace = trace
+        self._known: dict[tuple, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def expiry(
+        self, policy: Policy, budget: int, prefill: int = 1, progress: Callable[[int], None] | None = None
+    ) -> Int[Tensor, "layers kv_heads tokens"]:
+        """As `replay`, computed at the first call only."""
+        key = (*_identity(policy), budget, prefill)
+        if key not in self._known:
+            self._known[key] = replay(self.trace, policy, budget, prefill, progress).to(_dtype(self.trace))
+        return self._known[key].long()
+
+    def has(self, policy: Policy, budget: int, prefill: int = 1) -> bool:
+        """Whether `expiry` would answer at once."""
+        return (*_identity(policy), budget, prefill) in self._known
+
+    def budgets(self, policy: Policy, prefill: int = 1) -> list[int]:
+        """The budgets at which `expiry` would answer at once, in order."""
+        who = _identity(policy)
+        return sorted(key[2] for key in self._known if key[:2] == who and key[3] == prefill)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the replays of the library's own policies as safetensors and return the path."""
+        kept = {key: expiry for key, expiry in self._known.items() if key[0] is None}
+        about = {"format": FORMAT, "trace": fingerprint(self.trace), "keys": [key[1:] for key in kept]}
+        tensors = {str(row): expiry for row, expiry in enumerate(kept.values())}
+        save_file(tensors, path, {"fmlab": json.dumps(about)})
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path, trace: Trace) -> "Replays":
+        """Read what `save` wrote. Raises TraceError for a foreign or truncated file or one of another trace."""
+        about, tensors = read_safetensors(path, FORMAT, "Replays(trace).save")
+        if about["trace"] != fingerprint(trace):
+            raise TraceError(f"{path} holds replays of another trace than {trace!r}; replay this one again")
+        shape = (len(trace.layers), trace.kv_heads, len(trace))
+        replays = cls(trace)
+        for row, (label, budget, prefill) in enumerate(about["keys"]):
+            if tuple(tensors[str(row)].shape) != shape:
+                raise TraceError(f"{path} holds an expiry of another shape than {shape}; replay the trace again")
+            replays._known[None, label, budget, prefill] = tensors[str(row)]
+        return replays
+
+
+def fingerprint(trace: Trace) -> str:
+    """A hash of what a replay depends on."""
+    digest = hashlib.sha256(json.dumps([trace.layers, trace.model, trace.scaling, trace.softcap, trace.windows]).encode())
+    for tensor in (trace.ids, trace.queries, trace.keys, trace.values):
+        digest.update(tensor.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _identity(policy: Policy) -> tuple[type | None, str]:
+    """The class (None for the library's own) and the label."""
+    own = type(policy).__module__.startswith("fmlab.policies.")
+    return (None if own else type(policy)), repr(policy)
+
+
+def _dtype(trace: Trace) -> torch.dtype:
+    return torch.int16 if len(trace) + 1 < 1 << 15 else torch.int32
