@@ -10,7 +10,9 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_MODULES = frozenset({"core", "figures", "live", "metrics", "models", "policies", "tasks", "trace", "widgets"})
+_MODULES = frozenset(
+    ("contract core figures intervals live masked metrics models policies replays tasks texts trace widgets").split()
+)
 _HOMES = {
     "BudgetError": "core",
     "LanguageModel": "models",

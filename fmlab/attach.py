@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
@@ -13,6 +13,7 @@ TAG = "fmlab_layer"  # the cache layer hangs itself on the key tensor it returns
 REFUSED = ("s_aux", "position_bias", "block_mask")  # arguments that change the attention and that we do not compute
 
 
+@runtime_checkable
 class AttendingLayer(Protocol):
     """A cache layer that computes the attention over what it holds."""
 
@@ -46,14 +47,19 @@ def attached(model: PreTrainedModel) -> Iterator[None]:
     try:
         model.set_attn_implementation(NAME)
         if model.config._attn_implementation != NAME:
-            raise ValueError(
-                f"the attention of {type(model).__name__} cannot be reached: it does not call transformers' "
-                "AttentionInterface; use a model class that does"
-            )
+            raise unreachable(model)
         yield
     finally:
         for config, name in before:
             config._attn_implementation = name
+
+
+def unreachable(model: PreTrainedModel) -> ValueError:
+    """What to raise where the model computes its attention by itself."""
+    return ValueError(
+        f"the attention of {type(model).__name__} cannot be reached: it does not call transformers' AttentionInterface; "
+        "use a model class that does"
+    )
 
 
 def check_layer_types(model: PreTrainedModel) -> None:

@@ -146,14 +146,14 @@ def step(policy: Policy, stats: Stats, view: View, budget: int) -> tuple[Stats, 
     return observed, evicted
 
 
-def _check_columns(policy: Policy, stats: Stats, heads: int, n: int) -> None:
+def _check_columns(policy: Policy, stats: object, heads: int, n: int) -> None:
     if not isinstance(stats, Mapping):
         raise TypeError(f"{policy!r}.observe returned {type(stats).__name__}; return a dict of (heads, n) tensors")
     for name, column in stats.items():
         _check_shape(policy, f"observe()[{name!r}]", column, heads, n)
 
 
-def _check_shape(policy: Policy, what: str, value: Tensor, heads: int, n: int) -> None:
+def _check_shape(policy: Policy, what: str, value: object, heads: int, n: int) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{policy!r}.{what} is {type(value).__name__}; return a tensor of shape ({heads}, {n})")
     if value.shape != (heads, n):

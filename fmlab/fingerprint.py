@@ -49,14 +49,16 @@ def key(value: Any) -> str:
         raise ValueError(f"{value!r} has no order that another process repeats; give a sorted tuple")
     if hasattr(value, "__array__"):
         raise ValueError(
-            f"the repr of {type(value).__name__} does not show all it holds; give .tolist(), or a name that `run` looks up"
+            f"the repr of {type(value).__name__} does not show all that it holds; "
+            "give .tolist(), or a name that `run` looks up"
         )
     if is_dataclass(value):
         inside = ", ".join(f"{field.name}={key(getattr(value, field.name))}" for field in fields(value))
         return f"{_class_name(type(value))}({inside})"
     if _ADDRESS.search(repr(value)):
         raise ValueError(
-            f"the repr of {value!r} holds a memory address; give a name that `run` looks up, or make it a frozen dataclass"
+            f"the repr of {value!r} holds a memory address; "
+            "give a name that `run` looks up, or make its class a frozen dataclass"
         )
     return f"{_class_name(type(value))} {value!r}"
 
@@ -82,7 +84,7 @@ def code(callable_: Any) -> str:
 
 
 def _class_name(kind: type) -> str:
-    """The name of a class and, where the user wrote it, the hash of its code: fmlab's own has a version and a commit."""
+    """The name of a class, with the hash of its code unless it is fmlab's own, which a version and a commit name."""
     ours = kind.__module__.partition(".")[0] in ("builtins", "fmlab")
     return kind.__qualname__ if ours else f"{kind.__qualname__}#{code(kind)}"
 

@@ -12,11 +12,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .attach import attached, tag
+from .attach import attached, tag, unreachable
 from .core import Policy, check_budget, check_needs
-from .slots import Meter, Slots, ordinary
+from .slots import Meter, Slots
 from .trace import Trace
-from .view import Bag, View
+from .view import Bag, View, normal_tensors
 
 
 class FiniteLayer(CacheLayerMixin):
@@ -30,8 +30,9 @@ class FiniteLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.batch, kv_heads = key_states.shape[:2]
-        bag = Bag.of(self.batch, [self.number], kv_heads, 1, key_states.device)
-        self.slots = Slots(bag, self.cache.budget, self.cache.meter)
+        with normal_tensors():
+            bag = Bag.of(self.batch, [self.number], kv_heads, 1, key_states.device)
+            self.slots = Slots(bag, self.cache.budget, self.cache.meter)
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
@@ -61,7 +62,7 @@ class FiniteLayer(CacheLayerMixin):
             query_aware=self.cache.query_aware,
             keys=lambda: slots.staged("keys"),
             values=lambda: slots.staged("values"),
-            queries=lambda: ordinary(query.detach()).reshape(batch * query_heads, new, d),
+            queries=lambda: query.detach().reshape(batch * query_heads, new, d),
         )
         stats, evicted = slots.choose(self.cache.policy, view)
         output = attend(view, query, slots.staged("keys"), slots.staged("values"))
@@ -72,7 +73,8 @@ class FiniteLayer(CacheLayerMixin):
         bag = self.slots.bag
         self.slots.bag = replace(bag, groups=query_heads * self.batch // len(bag))
         if window is not None:  # a sliding layer never looks at more than window - 1 earlier entries: hold no more
-            self.slots.window = torch.full_like(bag.layer, window)
+            with normal_tensors():
+                self.slots.window = torch.full_like(bag.layer, window)
             self.slots.budget = min(self.slots.budget, max(1, window - 1))
 
     def get_seq_length(self) -> int:
@@ -159,7 +161,8 @@ class FiniteCache(Cache):
 
     def copy(self) -> "FiniteCache":
         """An independent cache in the same state."""
-        return deepcopy(self)
+        with normal_tensors():
+            return deepcopy(self)
 
     def crop(self, *args) -> None:
         raise NotImplementedError("what a finite cache evicted does not come back; take a copy() before the tokens")
@@ -194,7 +197,18 @@ def finite(model: PreTrainedModel, policy: Policy, budget: int, query_aware: boo
     with attached(model):
         config = model.config.get_text_config(decoder=True)
         kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        yield FiniteCache(policy, budget, config.num_hidden_layers, kv_heads, query_aware)
+        watch = model.register_forward_hook(_check_reached, with_kwargs=True)
+        try:
+            yield FiniteCache(policy, budget, config.num_hidden_layers, kv_heads, query_aware)
+        finally:
+            watch.remove()
+
+
+def _check_reached(model: PreTrainedModel, args: tuple, kwargs: dict, output: object) -> None:
+    """After a call of the model: raise ValueError where some layer's attention went past the cache it was given."""
+    cache = kwargs.get("past_key_values")
+    if isinstance(cache, FiniteCache) and (cache.seen == 0 or any(layer.slots.interrupted for layer in cache.layers)):
+        raise unreachable(model)
 
 
 def attend(
@@ -293,6 +307,7 @@ class _RecordingLayer(CacheLayerMixin):
         return -1
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def record(lm, text: str | Sequence[int] | Tensor, layers: Sequence[int] | None = None, dtype=torch.float16) -> Trace:
     """Run the model once over a text or its ids and keep what every attention head was given.
@@ -308,6 +323,8 @@ def record(lm, text: str | Sequence[int] | Tensor, layers: Sequence[int] | None 
     recorders = [_RecordingLayer(number, number in chosen, dtype) for number in range(count)]
     with attached(lm.model):
         lm.model.base_model(input_ids=ids[None].to(lm.model.device), past_key_values=Cache(layers=recorders), use_cache=True)
+    if any(layer.scaling is None for layer in recorders):
+        raise unreachable(lm.model)
     kept = [recorders[number] for number in chosen]
     if len({(layer.scaling, layer.softcap) for layer in kept}) > 1:
         raise ValueError("the chosen layers scale their attention differently; record them one by one")

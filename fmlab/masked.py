@@ -35,15 +35,17 @@ def masked_logits(
 
 @contextmanager
 def _attention_under(model: PreTrainedModel, visible: Tensor, kernel: str) -> Iterator[None]:
-    def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    def attention(module, query, key, value, attention_mask, scaling=None, softcap=None, **kwargs):
         groups = query.shape[1] // key.shape[1]
         seen = visible[:, module.layer_idx].repeat_interleave(groups, 1).to(query.device)
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        if kernel == "sdpa":
+        if kernel == "sdpa" and softcap is None:
             output = scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling)
         else:
             logits = (query @ key.transpose(2, 3)) * scaling
+            if softcap is not None:  # no kernel of SDPA knows it
+                logits = (logits / softcap).tanh() * softcap
             output = logits.masked_fill(~seen, -torch.inf).softmax(-1, dtype=torch.float32).to(value.dtype) @ value
         return output.transpose(1, 2), None
 

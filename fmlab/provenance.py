@@ -63,7 +63,9 @@ def _git(root: Path, *words: str, may_fail: bool = False) -> bytes:
     try:
         done = subprocess.run(command, capture_output=True, check=False)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{root} is a git checkout, but there is no git to name its commit; install git") from error
+        raise FileNotFoundError(
+            f"{root} is a git checkout, but there is no git to name its commit; install git"
+        ) from error
     if done.returncode and not may_fail:
         raise OSError(f"{' '.join(command)} failed, so no row can name its commit: {done.stderr.decode().strip()}")
     return done.stdout

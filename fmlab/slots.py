@@ -1,7 +1,6 @@
 """What a bag of heads holds: slots that are overwritten rather than gathered, and the expiry of all that ever arrived."""
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .core import Policy, Stats, step
-from .view import Bag, View
+from .view import Bag, View, normal_tensors, ordinary
 
 NEVER = 1 << 62  # the expiry of an entry that is still held; a power of two, since `pad` passes it as a double
 GROWTH = 64  # slots added at a time while a head is below its budget: one copy in 64 steps
@@ -60,7 +59,7 @@ class Slots:
     def stage(self, new: int, **data: Tensor) -> None:
         """Lay `new` entries beside those held: each of `data` is (heads, new, d)."""
         total = self.held + new
-        with _normal_tensors():
+        with normal_tensors():
             if self._expiry.shape[1] < self.seen + new:
                 self._expiry = pad(self._expiry, (0, max(new, RECORD)), value=NEVER)
             if new > 1:
@@ -108,7 +107,7 @@ class Slots:
         """Commit the staged call with what `choose` returned."""
         now, seen = self._staged, self.seen + self._staged.new
         positions, data, free, held = self._positions, self.data, None, self.held + now.new
-        with _normal_tensors():
+        with normal_tensors():
             if evicted is not None:
                 self._expiry.scatter_(1, now.positions.gather(1, evicted), seen)
                 held -= evicted.shape[1]
@@ -119,11 +118,9 @@ class Slots:
                 stats = {name: column.scatter(1, evicted, 0) for name, column in stats.items()}
             else:
                 stats = {name: column.clone() for name, column in stats.items()}
-        resized = now.new > 1 or stats.keys() != self.stats.keys()
         self._positions, self.data, self.stats, self._free = positions, data, stats, free
         self.held, self.seen, self._staged = held, seen, None
-        if resized:
-            self._count()
+        self._count()
 
     @property
     def interrupted(self) -> bool:
@@ -135,16 +132,15 @@ class Slots:
         """The place in the original sequence of each entry held, in slot order."""
         if self._free is None:
             return self._positions[:, : self.held]
-        taken = torch.ones_like(self._positions, dtype=torch.bool).scatter_(1, self._free, False)
-        return self._positions[taken].view(len(self.bag), -1)
+        used = self._positions[:, : self.held + 1]
+        return used[torch.ones_like(used, dtype=torch.bool).scatter_(1, self._free, False)].view(len(self.bag), -1)
 
     @property
     def places(self) -> Int[Tensor, "heads slots"]:
         """The same slot by slot, -1 where a slot is free."""
-        slots = self._positions.shape[1]
-        if self._free is None:
-            return pad(self._positions[:, : self.held], (0, slots - self.held), value=-1)
-        return self._positions.scatter(1, self._free, -1)
+        used = self.held if self._free is None else self.held + 1
+        places = pad(self._positions[:, :used], (0, self._positions.shape[1] - used), value=-1)
+        return places if self._free is None else places.scatter_(1, self._free, -1)
 
     def expiry(self, seen: int | None = None) -> Int[Tensor, "heads seen"]:
         """The expiry of the first `seen` entries as it stood after that many queries: `seen + 1` where still held."""
@@ -166,10 +162,11 @@ class Slots:
 
     def take(self, rows: Int[Tensor, "taken"]) -> None:
         """Replace the heads by those at `rows` (a beam search moves whole sequences about)."""
-        self._positions, self._expiry = self._positions[rows], self._expiry[rows]
-        self._free = None if self._free is None else self._free[rows]
-        self.data = {name: column[rows] for name, column in self.data.items()}
-        self.stats = {name: column[rows] for name, column in self.stats.items()}
+        with normal_tensors():
+            self._positions, self._expiry = self._positions[rows], self._expiry[rows]
+            self._free = None if self._free is None else self._free[rows]
+            self.data = {name: column[rows] for name, column in self.data.items()}
+            self.stats = {name: column[rows] for name, column in self.stats.items()}
 
     def _write(self, data: dict[str, Tensor]) -> None:
         """Lay one arriving entry a head into the free slot."""
@@ -252,25 +249,7 @@ def _first(count: int, column: Tensor) -> Tensor:
     return column if column.shape[1] == count else column[:, :count]
 
 
-def ordinary(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of it where it was made under inference mode, which keeps no count of changes."""
-    if not tensor.is_inference():
-        return tensor
-    with _normal_tensors():
-        return tensor.clone()
-
-
 def _own(column: Tensor) -> Tensor:
     """The tensor itself, or a copy where it is a piece of a larger one, which it would keep alive."""
     whole = column.is_contiguous() and column.untyped_storage().nbytes() == column.nbytes
     return column if whole else column.clone(memory_format=torch.contiguous_format)
-
-
-def _normal_tensors() -> AbstractContextManager:
-    """What is kept across calls must be an ordinary tensor, also where the caller runs under inference mode."""
-    if not torch.is_inference_mode_enabled():
-        return nullcontext()
-    stack = ExitStack()
-    stack.enter_context(torch.inference_mode(False))
-    stack.enter_context(torch.no_grad())
-    return stack

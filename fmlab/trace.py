@@ -119,7 +119,8 @@ class Trace:
             whole = (
                 trace.keys.shape[::2] == trace.values.shape[::2] == (layers, tokens)
                 and len(trace) == tokens
-                and len(trace.layers) == len(trace.windows) == layers
+                and len(trace.layers) == layers
+                and len(trace.windows) in (0, layers)
                 and query_heads % trace.kv_heads == 0
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -147,6 +148,8 @@ def read_safetensors(path: str | Path, expected: str, writer: str) -> tuple[dict
     return about, tensors
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def replay(
     trace: Trace,
     policy: Policy,

@@ -1,6 +1,7 @@
 """What a host shows a policy: the entries of a bag of heads, lazily, so that what is not asked for is never computed."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -71,10 +72,11 @@ class View:
         self._bag, self._positions, self._new, self._budget, self._scaling = bag, positions, new, budget, scaling
         self._keys, self._values, self._queries = keys, values, queries
         self._softcap, self._window, self._query_aware, self._newest = softcap, window, query_aware, newest
-        self._age: Tensor | None = None
-        self._stored: dict[str, Tensor] = {"positions": positions}
-        self._versions: dict[str, int] = {"positions": positions._version}
-        self._weights: dict[int, Tensor] = {}
+        self._stored: dict[str, Tensor] = {}  # all that is handed out, to find out who writes to it
+        self._versions: dict[str, int] = {}
+        given = {"positions": positions, "budget": budget, "sequence": bag.sequence, "layer": bag.layer, "head": bag.head}
+        for name, tensor in given.items() if window is None else (given | {"window": window}).items():
+            self._remember(name, tensor)
 
     positions = property(lambda self: self._positions, doc="(heads, n) int64: places in the original sequence")
     new = property(lambda self: self._new, doc="how many entries came with this call; they are the last in position")
@@ -105,10 +107,7 @@ class View:
     @property
     def age(self) -> Int[Tensor, "heads n"]:
         """How many positions an entry lies behind the newest one of its head; the newest has age 0."""
-        if self._age is None:
-            newest = self._positions.amax(-1, keepdim=True) if self._newest is None else self._newest
-            self._age = newest - self._positions
-        return self._age
+        return self._store("age", self._ages)
 
     def attention(self, last: int = 1) -> Float[Tensor, "heads last n"]:
         """What the `last` newest queries of this call pay to each entry: causal softmax of each query head over the
@@ -119,9 +118,7 @@ class View:
         """The same before the mean: the softmax of every query head, in float32."""
         if not 1 <= last <= self._new:
             raise ValueError(f"attention(last={last}) of a call with {self._new} queries; ask for 1 to {self._new}")
-        if last not in self._weights:
-            self._weights[last] = self.rows(self._new - last, self._new)
-        return self._weights[last]
+        return self._store(f"weights({last})", lambda: self.rows(self._new - last, self._new))
 
     def received(self) -> Float[Tensor, "heads n"]:
         """What each entry received from all queries of this call: `attention(last=new).sum(1)` in bounded memory."""
@@ -144,27 +141,34 @@ class View:
         not hold the same positions."""
         bag, positions = self._bag, self._positions
         if bool((positions == positions[bag.leader]).all()):
-            return bag.same_layer @ scores.float()
+            return (bag.same_layer @ scores.float())[bag.leader]  # rows of a product may differ in the last bit
         order = positions.argsort(-1)  # the same positions in another order
         ordered = positions.gather(-1, order)
         if not bool((ordered == ordered[bag.leader]).all()):
             raise ValueError("the heads of one layer hold different positions; a mean over them has no meaning")
-        means = bag.same_layer @ scores.float().gather(-1, order)
+        means = (bag.same_layer @ scores.float().gather(-1, order))[bag.leader]
         return torch.empty_like(means).scatter_(-1, order, means)
 
     def changed(self) -> list[str]:
         """The names of the tensors that somebody wrote to since they were handed out."""
-        return [name for name, tensor in self._stored.items() if tensor._version != self._versions[name]]
+        return [name for name, tensor in self._stored.items() if _version(tensor) != self._versions[name]]
 
     def asked_for_weights(self, last: int) -> bool:
         """Whether `weights(last)` has been computed, so that a host can use it instead of computing it again."""
-        return last in self._weights
+        return f"weights({last})" in self._stored
 
     def _store(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         if name not in self._stored:
-            tensor = make()
-            self._stored[name], self._versions[name] = tensor, tensor._version
+            with normal_tensors():
+                self._remember(name, ordinary(make()))
         return self._stored[name]
+
+    def _remember(self, name: str, tensor: Tensor) -> None:
+        self._stored[name], self._versions[name] = tensor, _version(tensor)
+
+    def _ages(self) -> Tensor:
+        newest = self._positions.amax(-1, keepdim=True) if self._newest is None else self._newest
+        return newest - self._positions
 
     def rows(self, start: int, stop: int) -> Float[Tensor, "heads groups rows n"]:
         """The softmax weights of the queries `start` to `stop` of this call, per query head, in float32."""
@@ -189,3 +193,26 @@ class View:
         if self._window is not None:
             hidden |= behind >= self._window[:, None, None]
         return hidden
+
+
+def normal_tensors() -> AbstractContextManager:
+    """What is kept or watched must be an ordinary tensor, which counts its changes, also under inference mode."""
+    if not torch.is_inference_mode_enabled():
+        return nullcontext()
+    stack = ExitStack()
+    stack.enter_context(torch.inference_mode(False))
+    stack.enter_context(torch.no_grad())
+    return stack
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of it where it was made under inference mode, which keeps no count of changes."""
+    if not tensor.is_inference():
+        return tensor
+    with normal_tensors():
+        return tensor.clone()
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; one made under inference mode does not count."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,28 @@
+"""Records data/tour.safetensors and its replays from the real model: python data/record_tour.py"""
+
+from pathlib import Path
+
+import fmlab as fm
+from fmlab.replays import Replays
+
+HERE = Path(__file__).resolve().parent
+LAYERS = (0, 7, 15, 22, 29)  # first, last and three between: all thirty would take 45 MB
+BUDGETS = (48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640)
+
+
+def main() -> None:
+    lm = fm.load("smollm2-135m")
+    trace = fm.record(lm, (HERE / "tour.txt").read_text(encoding="utf-8"), layers=LAYERS)
+    trace.save(HERE / "tour.safetensors")
+    replays = Replays(trace)
+    for policy in (getattr(fm.policies, name) for name in fm.policies.__all__):
+        for budget in BUDGETS:
+            replays.expiry(policy(), budget)
+    replays.save(HERE / "tour.replays.safetensors")
+    for path in sorted(HERE.glob("tour*.safetensors")):
+        print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")
+    print(repr(trace), "and", len(replays), "replays from", lm)
+
+
+if __name__ == "__main__":
+    main()

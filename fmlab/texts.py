@@ -1,0 +1,171 @@
+"""Long texts with facts planted at known depths: English prose that every Python ships, and facts of our own."""
+
+import platform
+import random
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pydoc_data.topics import topics
+
+from jaxtyping import Int
+from torch import Tensor
+
+from .language import LanguageModel
+
+PROSE_SOURCE = f"pydoc_data.topics of Python {platform.python_version()}"  # the text differs between versions
+
+THIRDS = ("early", "middle", "late")
+HOLDERS = (
+    "archive key", "locker code", "badge number", "gate password", "ticket count", "cargo weight",
+    "radio channel", "shelf mark", "lamp reading", "vault combination", "pump pressure", "permit identifier",
+)  # fmt: skip
+PLACES = (
+    "harbour office", "glass museum", "northern orchard", "windmill", "railway kitchen", "city aquarium",
+    "mountain school", "paper factory", "winter garden", "island clinic", "clock tower", "puppet theatre",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A sentence to plant, the question that it answers, and the answer: four digits that no other fact has."""
+
+    sentence: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A fact and where it stands: its tokens are `start` to `stop` of the context."""
+
+    fact: Fact
+    start: int
+    stop: int
+    depth: float
+    """Where its middle stands in the context, 0 the beginning, 1 the end."""
+
+    @property
+    def third(self) -> str:
+        """`early`, `middle` or `late`."""
+        return THIRDS[min(2, int(3 * self.depth))]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A text with planted facts, as the user's words of a prompt that asks for them afterwards."""
+
+    context: str
+    context_ids: Int[Tensor, " context"]
+    planted: tuple[Planted, ...]
+
+
+def needle(lm: LanguageModel, tokens: int = 1024, depth: float | int = 0.5, seed: int = 0, text: str | None = None) -> Sample:
+    """One fact in a long text, at `depth` (0 the beginning, 1 the end), in a context of `tokens` tokens at most.
+
+    The context begins with the chat template's opening; it is filled with whole words of `text`, or of prose that the
+    seed chooses, and the fact goes to the nearest end of a sentence. Raises ValueError for a depth outside 0 to 1, a
+    text that is empty or shorter than the context, and a context that the fact does not fit in.
+    """
+    return _plant(lm, tokens, [depth], seed, text)
+
+
+def recall(lm: LanguageModel, tokens: int = 1024, facts: int = 6, seed: int = 0, text: str | None = None) -> Sample:
+    """As `needle`, with several facts at even depths, so that every third of the context has its share of them.
+
+    Raises ValueError for a number of facts that is not 3, 6, 9 or 12.
+    """
+    if facts not in (3, 6, 9, 12):
+        raise ValueError(f"{facts} facts; give 3, 6, 9 or 12, the same number for each third")
+    return _plant(lm, tokens, [(i + 0.5) / facts for i in range(facts)], seed, text)
+
+
+@cache
+def paragraphs() -> tuple[str, ...]:
+    """The readable paragraphs of Python's own language reference, each once, in order of topic.
+
+    The same for every run of one Python version (see PROSE_SOURCE); about 140,000 characters.
+    """
+    blocks = (block for name in sorted(topics) for block in re.split(r"\n\s*\n", topics[name]))
+    return tuple(dict.fromkeys(text for block in blocks if (text := _prose(block))))
+
+
+def prose(seed: int = 0) -> Iterator[str]:
+    """The paragraphs from one that the seed chooses, round to the one before it."""
+    start = random.Random(seed).randrange(len(paragraphs()))
+    yield from paragraphs()[start:]
+    yield from paragraphs()[:start]
+
+
+def facts(count: int, seed: int = 0, avoid: str = "") -> tuple[Fact, ...]:
+    """Facts about different things in different places, which share no word that tells them apart.
+
+    No answer occurs in `avoid`. Raises ValueError for a count outside 1 to 12, or where no answer is left.
+    """
+    if not 1 <= count <= len(HOLDERS):
+        raise ValueError(f"{count} facts; there are different words for 1 to {len(HOLDERS)}")
+    chance = random.Random(seed)
+    holders, places = chance.sample(HOLDERS, count), chance.sample(PLACES, count)
+    free = [number for number in chance.sample(range(1000, 10_000), 9000) if str(number) not in avoid]
+    if len(free) < count:
+        raise ValueError(f"the text leaves {len(free)} of {count} answers that it does not hold itself; give another text")
+    return tuple(
+        Fact(f"The {holder} of the {place} is {number}.", f"What is the {holder} of the {place}?", str(number))
+        for holder, place, number in zip(holders, places, free, strict=False)
+    )
+
+
+def _plant(lm: LanguageModel, tokens: int, depths: Sequence[float | int], seed: int, text: str | None) -> Sample:
+    if not all(0 <= depth <= 1 for depth in depths):
+        raise ValueError(f"depth {depths[0]} is outside 0 (the beginning) to 1 (the end)")
+    if text is not None and not text.strip():
+        raise ValueError("the text to plant in is empty; give some words, or None for the lab's prose")
+    words = (" ".join(prose(seed)) if text is None else text).split()[: tokens + 1]  # no word is less than a token
+    chosen = facts(len(depths), seed, avoid=" ".join(words))
+
+    def length(count: int) -> int:
+        return len(lm.prompt(_woven(words[:count], chosen, depths), "?")[0])
+
+    if length(0) > tokens:
+        raise ValueError(f"{tokens} tokens cannot hold {len(depths)} facts, which take {length(0)}; give more tokens")
+    if length(len(words)) < tokens:
+        raise ValueError(f"the text gives {length(len(words))} tokens of the {tokens} asked for; give a longer text")
+    context = _woven(words[: bisect_right(range(1, len(words) + 1), tokens, key=length)], chosen, depths)
+    context_ids, _ = lm.prompt(context, "?")
+    return Sample(context, context_ids, tuple(_found(lm, context_ids, fact) for fact in chosen))
+
+
+def _woven(words: Sequence[str], chosen: Sequence[Fact], depths: Sequence[float | int]) -> str:
+    """The words as sentences, each fact at the end of a sentence that is nearest to its depth."""
+    words = [*words[:-1], words[-1].rstrip(".,;:") + "."] if words else []
+    ends = [0, *(i for i, word in enumerate(words, start=1) if word.endswith((".", "!", "?")))]
+    parts, last = [], 0
+    for fact, depth in sorted(zip(chosen, depths, strict=True), key=lambda pair: pair[1]):
+        end = min(ends, key=lambda place: abs(place - depth * len(words)))
+        parts += [*words[last:end], fact.sentence]
+        last = end
+    return " ".join([*parts, *words[last:]])
+
+
+def _found(lm: LanguageModel, context_ids: Tensor, fact: Fact) -> Planted:
+    """Where the tokens of a fact stand, a token that holds only the blank before it left out."""
+    ends, text = [], ""
+    for piece in lm.pieces(context_ids):
+        text += piece
+        ends.append(len(text))
+    begin = text.index(fact.sentence)
+    start, stop = bisect_right(ends, begin), bisect_right(ends, begin + len(fact.sentence) - 1) + 1
+    return Planted(fact, start, stop, (start + stop) / 2 / len(context_ids))
+
+
+def _prose(block: str) -> str:
+    """One paragraph as a line of plain text, or nothing where it is code, grammar, a table, a list or a title."""
+    lines = block.strip("\n").split("\n")
+    indents = {len(line) - len(line.lstrip()) for line in lines}
+    text = re.sub(r"\s+", " ", re.sub(r"(?<=[a-z])-\n\s*", "-", "\n".join(lines))).strip()  # "built-\nin"
+    text = text.replace("*", "")
+    wordy = len(re.findall(r"[A-Za-z ]", text)) >= 0.9 * len(text)
+    whole = re.match(r"[A-Z]", text) and text.endswith(".") and len(text.split()) >= 20
+    about_versions = re.match(r"(Changed|New|Added|Deprecated) (in|since) ", text)
+    return text if len(indents) == 1 and wordy and whole and not about_versions and "::=" not in text else ""

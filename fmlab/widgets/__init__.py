@@ -1,0 +1,7 @@
+"""The notebook's face: the Explorer, the map alone, and the map as HTML for a page."""
+
+from .explorer import Explorer, explore
+from .export import Drawn, map_fragment, page
+from .map import RetentionMap
+
+__all__ = ["Drawn", "Explorer", "RetentionMap", "explore", "map_fragment", "page"]

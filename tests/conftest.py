@@ -1,0 +1,41 @@
+"""Fixtures for all tests; and every shape and type annotation of fmlab is checked while they run."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("fmlab", "beartype.beartype")  # before anything imports fmlab
+
+IN_CI = os.environ.get("FMLAB_CI") == "1"
+
+
+def unavailable(reason: str) -> None:
+    """Skip, or fail in CI, where everything must be at hand."""
+    if IN_CI:
+        pytest.fail(f"in CI, but {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def lm():
+    """The real default model."""
+    import fmlab as fm
+    from fmlab.models import ModelError
+
+    try:
+        return fm.load("smollm2-135m")
+    except ModelError as error:
+        unavailable(f"the default model cannot be had: {error}")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of measuring data that the environment variable FMLAB_DATA names."""
+    given = os.environ.get("FMLAB_DATA")
+    if not given:
+        unavailable("FMLAB_DATA is not set; let it name a folder with qmsum/, mooncake/ and prose/")
+    if not Path(given).is_dir():
+        pytest.fail(f"FMLAB_DATA={given} is no folder", pytrace=False)
+    return Path(given)
