@@ -172,8 +172,8 @@ def install():
     if any(name.startswith("nvidia-") for name in names) and not shutil.which("nvidia-smi"):
         say(
             "Note: pip is about to download PyTorch for CUDA, several GB, and no NVIDIA GPU was found here.\n"
-            "      For the small build press Ctrl-C, name PyTorch's index of CPU builds, and start again:\n"
-            "      PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu python3 lab.py"
+            "      For the small build press Ctrl-C, let PIP_EXTRA_INDEX_URL name PyTorch's index of CPU builds\n"
+            "      (pytorch.org tells it under 'Get started', Pip, CPU), and start again."
         )
     pip("Installing", *target, total=len(names))
     say(f"Installed {len(names)} packages in {time.monotonic() - begun:.0f} s.")

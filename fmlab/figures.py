@@ -19,6 +19,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down")
 NEUTRAL = "#7A7A7A"  # readable on white and on black
+PANEL_TITLES = 68  # pixels above a figure whose panels have titles
 GRID = "rgba(128,128,128,.25)"
 CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 """What to show a figure with elsewhere: no logo, and no button that uploads the chart to somebody's cloud."""
@@ -36,7 +37,7 @@ pio.templates[TEMPLATE] = go.layout.Template(
         "font": {"color": NEUTRAL, "family": "system-ui, sans-serif", "size": 13},
         "title": {"font": {"size": 15}, "x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "container",
                   "yanchor": "top", "pad": {"t": 10}},
-        "margin": {"l": 64, "r": 16, "t": 64, "b": 52},
+        "margin": {"l": 64, "r": 16, "t": 44, "b": 52},
         "annotationdefaults": {"font": {"size": 13}},
         "xaxis": _AXIS,
         "yaxis": _AXIS,
@@ -61,7 +62,7 @@ def styles(policies: Sequence[str]) -> dict[str, Style]:
     """A style for each policy, in order of appearance; the full cache is a grey dotted line."""
     others = [policy for policy in dict.fromkeys(policies) if policy != FULL]
     turn = ((COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)]) for i in count())
-    return {FULL: Style(NEUTRAL, "dot", "line-ew-open")} | {p: Style(*s) for p, s in zip(others, turn, strict=False)}
+    return {FULL: Style(NEUTRAL, "dot", "circle-open")} | {p: Style(*s) for p, s in zip(others, turn, strict=False)}
 
 
 def retention_by_depth(table: pd.DataFrame) -> go.Figure:
@@ -100,7 +101,7 @@ def retention_by_depth(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(range=[-0.04, 1.04], tickformat=".0%")
     figure.update_xaxes(tickvals=[0, 1, 2], ticktext=THIRDS, range=[-0.5, 2.5])
     figure.update_xaxes(title_text="third of the text", row=len(shown), col=(len(budgets) + 1) // 2)
-    return _finish(figure, "Retention by depth", 150 + 230 * len(shown))
+    return _finish(figure, "Retention by depth", 150 + 230 * len(shown), PANEL_TITLES)
 
 
 def mass_recall_by_budget(table: pd.DataFrame) -> go.Figure:
@@ -188,7 +189,7 @@ def needle_heatmap(table: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title_text="budget", row=high)
     bar = {"title": {"text": "answered"}, "tickformat": ".0%", "thickness": 12, "len": 0.9}
     figure.update_layout(coloraxis={"colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": bar})
-    return _finish(figure, "Planted facts answered, by depth and budget", 130 + 210 * high)
+    return _finish(figure, "Planted facts answered, by depth and budget", 130 + 210 * high, PANEL_TITLES)
 
 
 def _by_budget(table: pd.DataFrame, column: str, low: str | None = None, high: str | None = None) -> go.Figure:
@@ -286,5 +287,5 @@ def _check(table: pd.DataFrame, *columns: str) -> None:
         raise ValueError(f"the table has no column {names}; it has {', '.join(map(str, table))}")
 
 
-def _finish(figure: go.Figure, title: str, height: int = 440) -> go.Figure:
-    return figure.update_layout(template=TEMPLATE, title_text=title, height=height)
+def _finish(figure: go.Figure, title: str, height: int = 420, top: int = 44) -> go.Figure:
+    return figure.update_layout(template=TEMPLATE, title_text=title, height=height, margin_t=top)

@@ -205,7 +205,7 @@ class Brittle(Policy):
     ("checked", "host", "broken", "says"),
     [
         ("keeps_all_at_full_budget", "replay", lambda *args: torch.zeros(1), "evicted though all fits"),
-        ("lives_as_one_masked_pass", "masked_logits", lambda model, ids, expiry: torch.zeros(1, 118, 256), "by up to"),
+        ("lives_as_one_masked_pass", "masked_logits", lambda model, ids, expiry: torch.zeros(1, 115, 256), "by up to"),
         ("replays_as_it_lives", "replay", lambda *args, **rest: torch.zeros(3, 2, 120).long(), "expiries .* differ"),
     ],
 )

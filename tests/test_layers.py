@@ -27,18 +27,12 @@ ROOMS = {
     "tasks": ("tasks texts", "core live metrics intervals language", "transformers"),
     "contract": ("contract", "core view slots trace live masked models", ""),
     "sweep": ("sweep fingerprint provenance", "", "pandas joblib distributed tqdm"),
-    "passages": ("passage", "language texts", ""),
-    "comparison": (
-        "compare parse",
-        "core live trace metrics intervals language tasks texts passage sweep provenance",
-        "pandas tqdm transformers",
-    ),
     "figures": ("figures", "intervals", "pandas plotly numpy"),
     "parse": ("parse", "core", ""),
     "compare": (
         "compare passage printed report",
         "core metrics intervals live tasks texts language trace sweep provenance policies figures widgets",
-        "transformers pandas plotly",
+        "transformers pandas plotly tqdm",
     ),
     # The Explorer is a program on top of everything below it; tensors it hands on, figures it leaves to metrics.
     "widgets": (
@@ -46,7 +40,7 @@ ROOMS = {
         "figures trace replays metrics live core models policies",
         "ipywidgets anywidget traitlets IPython pandas torch numpy jaxtyping",
     ),
-    "command line": ("cli __main__", ANY, f"typer pandas plotly torch numpy jaxtyping {HUB}"),
+    "command line": ("cli __main__ comparison", ANY, f"typer pandas plotly torch numpy jaxtyping {HUB}"),
     "the front": ("__init__", "", ""),
 }
 FREE = "torch numpy jaxtyping"  # for every room that makes neither pictures nor programs
@@ -109,6 +103,7 @@ def test_imports_point_one_way(module):
 
 def test_hosts_and_policies_do_not_know_each_other():
     rooms = {module: ours.split() for inside, ours, _ in ROOMS.values() for module in inside.split()}
+    assert len(rooms) == sum(len(inside.split()) for inside, _, _ in ROOMS.values()), "a module stands in one room"
     assert all("policies" not in rooms[host] for host in HOSTS)
     assert HOSTS.isdisjoint(rooms["policies"])
 

@@ -235,7 +235,7 @@ def test_a_choice_survives_the_way_to_the_browser():
     [
         ({"budget": 0}, "budget 0 < 1"),
         ({"layer": 1}, "layer 1 is not recorded; give one of 0, 2, or None"),
-        ({"head": 2}, "head 2 of 2 KV heads"),
+        ({"head": 2}, "head 2 is none of 2 KV heads"),
         ({"prefill": 0}, "a prefill of 0 tokens"),
         ({"mode": "upside down"}, "mode 'upside down' is unknown; give one of pair, difference"),
     ],
@@ -277,10 +277,10 @@ def test_the_latest_job_wins():
         done.append("slow")
 
     worker = Worker(lambda ticket, error: failed.append(error))
-    first = worker.submit(slow, 0)
+    first = worker.submit(slow, 0.0)
     started.wait(10)
-    worker.submit(lambda ticket: done.append("skipped"), 0)
-    worker.submit(lambda ticket: done.append("latest"), 10)
+    worker.submit(lambda ticket: done.append("skipped"), 0.0)
+    worker.submit(lambda ticket: done.append("latest"), 10.0)
     worker.join()
     worker.close()
     assert done == ["latest"] and failed == [] and isinstance(first.future.exception(), Cancelled)
@@ -316,7 +316,7 @@ def test_whatever_a_job_raises_is_reported():
     def broken(ticket: Ticket):
         raise Unusual("no")
 
-    worker.submit(broken, 10)
+    worker.submit(broken, 10.0)
     worker.join()
     worker.close()
     assert [type(error) for error in failed] == [Unusual]

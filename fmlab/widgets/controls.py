@@ -107,7 +107,7 @@ def _control(annotation: Any, default: Any) -> tuple[str, tuple]:
     return "literal", ()
 
 
-def _limits(control: str, default: Any) -> tuple[float | None, float | None, float | None]:
+def _limits(control: str, default: Any) -> tuple[int | float | None, int | float | None, int | float | None]:
     """Low, high and step: a share of one (0 < default < 1) becomes a slider, a count starts at 0."""
     if control == "int":
         return (0 if default >= 0 else None), None, 1

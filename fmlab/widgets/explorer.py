@@ -67,6 +67,9 @@ class Explorer(Stepped):
     status = traitlets.Dict().tag(sync=True)
     answers = traitlets.Dict().tag(sync=True)
 
+    _shell: Any = None  # close() is called on an Explorer, too, whose opening was refused
+    _workers: tuple[Worker, ...] = ()
+
     def __init__(
         self, trace: Trace | None = None, lm: "fm.LanguageModel | None" = None, replays: Replays | None = None
     ):
@@ -83,7 +86,7 @@ class Explorer(Stepped):
         self._full_answers: dict[str, str] = {}
         self._shown: tuple[Choice, tuple[Tensor, ...]] | None = None
         self._lock = threading.RLock()  # the kernel's thread and the worker's both speak to the browser
-        self._worker, self._slow_worker = Worker(self._failed), Worker(self._failed)
+        self._workers = self._worker, self._slow_worker = Worker(self._failed), Worker(self._failed)
         self._alive = alive()
         self._error: BaseException | None = None
         budgets = budget_grid(trace, self.replays)
@@ -138,8 +141,8 @@ class Explorer(Stepped):
 
     def wait(self) -> "Explorer":
         """Return once nothing is being computed."""
-        self._worker.join()
-        self._slow_worker.join()
+        for worker in self._workers:
+            worker.join()
         return self
 
     def cancel(self) -> None:
@@ -163,7 +166,7 @@ class Explorer(Stepped):
         choice = self.choice
         with self._lock:  # a replay that is under way gives way: what is asked about is what is shown
             self._sent = self._sent if choice is None else choice.sendable()
-        self._submit(lambda ticket: self._answer(ticket, choice, question), 0, asking=True)
+        self._submit(lambda ticket: self._answer(ticket, choice, question), 0.0, asking=True)
 
     # what the worker does
 
@@ -199,7 +202,7 @@ class Explorer(Stepped):
             self.code = self._code(choice)
             self._announce(ready("" if at_hand else f"Replayed in {seconds:.2f} s."))
         if quick is None:  # the picture does not wait for the one figure that may take seconds
-            self._slow_worker.submit(lambda slow: self._recall_later(slow, choice, expiries), 0)
+            self._slow_worker.submit(lambda slow: self._recall_later(slow, choice, expiries), 0.0)
 
     def _recall_later(self, ticket: Ticket, choice: Choice, expiries: tuple[Tensor, ...]) -> None:
         if self._received is not None:  # a slider in motion: wait until it rests
@@ -289,8 +292,8 @@ class Explorer(Stepped):
         if self._shell is not None:
             self._shell.events.unregister("post_run_cell", self._after_cell)
             self._shell = None
-        self._worker.close()
-        self._slow_worker.close()
+        for worker in self._workers:
+            worker.close()
         super().close()
 
     # taking it away
