@@ -28,7 +28,6 @@ from .live import finite, record
 from .passage import Passage
 from .provenance import device
 from .sweep import sweep
-from .tasks import INSTRUCTION
 from .texts import THIRDS, Planted
 from .trace import Trace
 
@@ -37,7 +36,7 @@ RUN_TOKENS = 8  # neighbouring tokens that the bootstrap draws together
 LEAST_RUNS = 6  # fewer tell nothing of the spread
 TRACE_NBYTES = 1 << 28  # of a recording; a longer text has fewer of its layers recorded
 MAP_LAYERS = 4
-ANSWER_TOKENS = 16
+ANSWER_TOKENS = 24
 FIGURES = (
     *THIRDS,
     "facts_present", "answered", "questions", "query_aware",
@@ -71,18 +70,9 @@ def compare(
     The context is one call of the model (or calls of `chunk` tokens), each followed by an eviction. The facts are asked
     for from copies of what was kept. Then the tail is read in calls of one token, each predicting the next. With `rows`
     every finished cell is kept in that SQLite file and not computed again. A cell whose policy pins more than the
-    budget holds is a row with the message in `refused`. Raises ValueError for a budget below 1 and for values given
-    twice.
+    budget holds is a row with the message in `refused`. Raises ValueError as `check_grid`.
     """
-    for budget in budgets:
-        check_budget(budget)
-    for name, values in {"policy": [repr(policy) for policy in policies], "budget": list(budgets)}.items():
-        if not values:
-            raise ValueError(f"no {name}; give at least one")
-        if twice := [value for value in values if values.count(value) > 1]:
-            raise ValueError(f"{name} {twice[0]} is given twice; give every {name} once")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk={chunk}; give at least 1")
+    check_grid(policies, budgets, chunk)
     attention = TailAttention(lm, passage)
     config = lm.model.config.get_text_config(decoder=True)
     about = {
@@ -113,6 +103,19 @@ def compare(
         found = table.assign(started=table["started"].map(pd.Timestamp.isoformat)).iloc[0].to_dict()
         full = full or found
         yield _cell(found, full, passage, map_layers(config.num_hidden_layers))
+
+
+def check_grid(policies: Sequence[Policy], budgets: Sequence[int], chunk: int | None = None) -> None:
+    """Raise ValueError for a budget or chunk below 1, for values given twice, and where there is nothing to compare."""
+    for budget in budgets:
+        check_budget(budget)
+    for name, values in {"policy": [repr(policy) for policy in policies], "budget": list(budgets)}.items():
+        if not values:
+            raise ValueError(f"no {name}; give at least one")
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise ValueError(f"{name} {twice[0]} is given twice; give every {name} once")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk={chunk}; give at least 1")
 
 
 @torch.no_grad()
@@ -253,7 +256,7 @@ def _memory(lm: LanguageModel, policy: Policy | None, budget: int | None) -> Ite
 
 def _answer(lm: LanguageModel, passage: Passage, planted: Planted, cache: Cache) -> str:
     """What the model says, greedily, to the question of a fact, from a copy of the cache."""
-    _, question = lm.prompt(passage.sample.context, f"{planted.fact.question} {INSTRUCTION}")
+    _, question = lm.prompt(passage.sample.context, planted.fact.question)
     ids = torch.cat([passage.context_ids, question])
     said = lm.model.generate(
         ids[None],

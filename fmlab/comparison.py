@@ -15,7 +15,7 @@ from tqdm import tqdm
 import fmlab.policies  # noqa: F401  its classes are the library's
 
 from . import parse, printed, report
-from .compare import FULL, Cell, compare
+from .compare import FULL, Cell, check_grid, compare
 from .core import Policy, check_budget, living_policies
 from .models import load
 from .passage import Passage, default_budgets, passage, read_text
@@ -53,6 +53,7 @@ class Request:
         known = [kind for kind in living_policies() if kind.__module__.startswith("fmlab.policies.")] + own
         chosen = [parse.policy(words, known) for words in policies or [kind.__name__ for kind in known]]
         counts = [_budget(words) for words in budgets]
+        check_grid(chosen, counts or [1])
         for name, least in {"tokens": 1, "scored": 1, "chunk": 1, "facts": 0}.items():
             if rest[name] is not None and rest[name] < least:
                 raise ValueError(f"--{name} {rest[name]}; give at least {least}")

@@ -23,7 +23,7 @@ def policy(words: str, known: Sequence[type[Policy]] | None = None) -> Policy:
     name, given = _read(words)
     found = [kind for kind in known if kind.__name__ == name]
     if not found:
-        close = get_close_matches(name, [kind.__name__ for kind in known], 1)
+        close = get_close_matches(name, [kind.__name__ for kind in known], 1, cutoff=0.5)
         hint = f" (do you mean {close[0]}?)" if close else ""
         raise ValueError(f"no policy is called {name!r}{hint}; there are {', '.join(map(_signature, known))}")
     if len(found) > 1:
@@ -39,6 +39,8 @@ def policy(words: str, known: Sequence[type[Policy]] | None = None) -> Policy:
         if not _fits(value, hints[field]):
             asked = f"{field} is {_spelled(hints[field])}"
             raise ValueError(f"{name}({field}={value!r}): {asked}; the policy is {_signature(kind)}")
+        if hints[field] is float:
+            given[field] = float(value)
     missing = [field for field, about in declared.items() if field not in given and not _has_default(about)]
     if missing:
         raise ValueError(f"{words!r} leaves out {', '.join(missing)}; the policy is {_signature(kind)}")
@@ -67,7 +69,8 @@ def policies_of(path: str | Path) -> list[type[Policy]]:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise ValueError(f"{error.filename}, line {error.lineno}, is no Python: {error.msg}") from error
-    found = [kind for kind in living_policies() if kind.__module__ == name]
+    defined = list(vars(module).values())  # another file of this name may have been run before
+    found = [kind for kind in living_policies() if kind.__module__ == name and kind in defined]
     if not found:
         raise ValueError(f"{path} defines no policy; define a frozen dataclass with `score` that subclasses fm.Policy")
     return found
@@ -78,7 +81,7 @@ def _read(words: str) -> tuple[str, dict[str, object]]:
     wrong = ValueError(f"{words!r} spells no policy; write Name or Name(field=literal), such as SinkWindow(sinks=4)")
     try:
         tree = ast.parse(words.strip(), mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError):  # the latter for a null byte
         raise wrong from None
     if isinstance(tree, ast.Name):
         return tree.id, {}

@@ -20,8 +20,6 @@ from .texts import Planted, Sample, needle, recall
 
 __all__ = ["NLL", "Answer", "Planted", "Reply", "Sample", "answer", "ask", "needle", "nll", "recall"]
 
-INSTRUCTION = "Answer in one short sentence."
-
 
 @dataclass(frozen=True, eq=False)
 class Reply:
@@ -85,7 +83,7 @@ def answer(
     policy: Policy | None = None,
     budget: int | None = None,
     *,
-    max_new_tokens: int = 16,
+    max_new_tokens: int = 24,
     chunk: int | None = None,
     query_aware: bool = False,
 ) -> list[Answer]:
@@ -94,7 +92,7 @@ def answer(
     Arguments as in `ask`. A question that is answered right though its fact is gone was guessed, or leaked into other
     entries of the cache: the two columns are kept apart.
     """
-    questions = [f"{planted.fact.question} {INSTRUCTION}" for planted in sample.planted]
+    questions = [planted.fact.question for planted in sample.planted]
     settings = {"max_new_tokens": max_new_tokens, "chunk": chunk, "query_aware": query_aware}
     replies = ask(lm, sample.context, questions, policy, budget, **settings)
     return [
@@ -116,7 +114,7 @@ def ask(
     policy: Policy | None = None,
     budget: int | None = None,
     *,
-    max_new_tokens: int = 16,
+    max_new_tokens: int = 24,
     chunk: int | None = None,
     query_aware: bool = False,
 ) -> list[Reply]:

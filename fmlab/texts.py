@@ -18,8 +18,8 @@ PROSE_SOURCE = f"pydoc_data.topics of Python {platform.python_version()}"  # the
 
 THIRDS = ("early", "middle", "late")
 HOLDERS = (
-    "archive key", "locker code", "badge number", "gate password", "ticket count", "cargo weight",
-    "radio channel", "shelf mark", "lamp reading", "vault combination", "pump pressure", "permit identifier",
+    "archive key", "locker code", "badge number", "gate password", "ticket price", "cargo weight",
+    "phone extension", "invoice total", "room temperature", "visitor count", "shelf label", "account balance",
 )  # fmt: skip
 PLACES = (
     "harbour office", "glass museum", "northern orchard", "windmill", "railway kitchen", "city aquarium",
@@ -61,7 +61,9 @@ class Sample:
     planted: tuple[Planted, ...]
 
 
-def needle(lm: LanguageModel, tokens: int = 1024, depth: float | int = 0.5, seed: int = 0, text: str | None = None) -> Sample:
+def needle(
+    lm: LanguageModel, tokens: int = 1024, depth: float | int = 0.5, seed: int = 0, text: str | None = None
+) -> Sample:
     """One fact in a long text, at `depth` (0 the beginning, 1 the end), in a context of `tokens` tokens at most.
 
     The context begins with the chat template's opening; it is filled with whole words of `text`, or of prose that the
@@ -109,7 +111,9 @@ def facts(count: int, seed: int = 0, avoid: str = "") -> tuple[Fact, ...]:
     holders, places = chance.sample(HOLDERS, count), chance.sample(PLACES, count)
     free = [number for number in chance.sample(range(1000, 10_000), 9000) if str(number) not in avoid]
     if len(free) < count:
-        raise ValueError(f"the text leaves {len(free)} of {count} answers that it does not hold itself; give another text")
+        raise ValueError(
+            f"the text leaves {len(free)} of {count} answers that it does not hold itself; give another text"
+        )
     return tuple(
         Fact(f"The {holder} of the {place} is {number}.", f"What is the {holder} of the {place}?", str(number))
         for holder, place, number in zip(holders, places, free, strict=False)

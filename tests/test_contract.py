@@ -6,14 +6,16 @@ import torch
 from fmlab import contract
 from fmlab.contract import CHECKS, ContractError, check
 from fmlab.core import Policy, living_policies
-from fmlab.policies import H2O, Random, SinkWindow, SnapKV
+from fmlab.policies import H2O, SinkWindow, SnapKV
 
 OURS = [kind() for kind in living_policies() if kind.__module__.startswith("fmlab.")]
-VARIANTS = [SinkWindow(0), H2O(0.0), H2O(1.0), SnapKV(window=5, kernel=3), SnapKV(window=2, kernel=1), Random(9)]
+VARIANTS = [SinkWindow(0), H2O(0.0), SnapKV(window=5, kernel=3)]
 
 
 def test_no_policy_of_the_library_is_left_out():
-    assert {"SlidingWindow", "SinkWindow", "Random", "KeyNorm", "H2O", "TOVA", "SnapKV"} <= {type(p).__name__ for p in OURS}
+    assert {"SlidingWindow", "SinkWindow", "Random", "KeyNorm", "H2O", "TOVA", "SnapKV"} <= {
+        type(p).__name__ for p in OURS
+    }
 
 
 @pytest.mark.parametrize("checked", CHECKS, ids=lambda c: c.__name__)
@@ -175,7 +177,12 @@ def test_a_bad_policy_fails_the_check_that_is_meant_for_it(bad):
     name, says = FAILS[bad]
     with pytest.raises(ContractError, match=says):
         getattr(contract, name)(bad())
-    with pytest.raises(ContractError, match=rf"{bad.__name__}\(\) fails '.*': "):
+
+
+@pytest.mark.parametrize("bad", [NotANumber, Unseeded, BySlot])
+def test_check_stops_at_the_first_failure_and_names_it(bad):
+    title = getattr(contract, FAILS[bad][0]).__doc__
+    with pytest.raises(ContractError, match=rf"{bad.__name__}\(\) fails '{title}': .*{FAILS[bad][1]}"):
         check(bad())
 
 
@@ -225,7 +232,8 @@ def test_a_policy_that_lives_in_the_past_differs_from_the_stock_model(monkeypatc
         contract.equals_the_stock_model_at_full_budget(Forgetful())
 
 
-def test_the_report_lists_what_was_passed():
+def test_the_report_lists_what_was_passed(monkeypatch):
+    monkeypatch.setattr(contract, "CHECKS", CHECKS[:4])
     report = check(SinkWindow())
-    assert len(report) == len(CHECKS) and repr(report).count("passed  ") == len(CHECKS)
-    assert report[0].startswith("Well formed") and report._repr_html_().count("<li>&#10003;") == len(CHECKS)
+    assert len(report) == 4 and repr(report).count("passed  ") == 4
+    assert report[0].startswith("Well formed") and report._repr_html_().count("<li>&#10003;") == 4

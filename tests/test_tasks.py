@@ -6,7 +6,7 @@ import torch
 import fmlab as fm
 from fmlab.models import CONFIGS
 from fmlab.policies import TOVA, KeyNorm, Random, SinkWindow
-from fmlab.tasks import INSTRUCTION, answer, ask, needle, nll, recall
+from fmlab.tasks import answer, ask, needle, nll, recall
 
 CONTEXT = "The cat sat on the mat. It was a warm day, and nothing happened for a very long time after that."
 QUESTIONS = ["Where did the cat sit?", "How was the day?"]
@@ -105,7 +105,14 @@ def test_answers_say_where_the_fact_was_and_whether_it_is_held(tiny):
 
 @pytest.mark.parametrize(
     ("said", "right"),
-    [("It is {}.", True), ("{}", True), ("It is 1{}.", False), ("It is {}0", False), ("nothing", False), ("no: {}", True)],
+    [
+        ("It is {}.", True),
+        ("{}", True),
+        ("It is 1{}.", False),
+        ("It is {}0", False),
+        ("nothing", False),
+        ("no: {}", True),
+    ],
 )
 def test_an_answer_must_stand_as_a_word(tiny, monkeypatch, said, right):
     sample = needle(tiny, 600)
@@ -121,7 +128,7 @@ def test_the_question_is_the_fact_s(tiny, monkeypatch):
     sample = needle(tiny, 600)
     with pytest.raises(ValueError):  # no replies came back
         answer(tiny, sample)
-    assert asked == [INSTRUCTION.format(question=sample.planted[0].fact.question)]
+    assert asked == [sample.planted[0].fact.question]
 
 
 @pytest.mark.parametrize(

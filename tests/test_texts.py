@@ -33,8 +33,8 @@ def test_the_prose_is_prose():
         "* An item of a list that has quite enough words in it to be taken for a sentence of its own, but is not.",
         "Changed in version 3.9: " + "many words that tell only of versions " * 4 + ".",
         "Too short to be a paragraph.",
-        "A paragraph of quite enough words that goes on\n   with another indent, as a definition does in a list, so that its "
-        "first line is a title and no sentence.",
+        "A paragraph of quite enough words that goes on\n   with another indent, as a definition does in a list, "
+        "so that its first line is a title and no sentence.",
     ],
 )
 def test_what_is_not_prose_is_left_out(block):
@@ -42,7 +42,10 @@ def test_what_is_not_prose_is_left_out(block):
 
 
 def test_a_paragraph_becomes_one_line():
-    block = "   This is a *good* paragraph of built-\n   in text,  with words enough to be kept by the rule that\n   counts them, twenty."
+    block = (
+        "   This is a *good* paragraph of built-\n   in text,  with words enough to be kept by the rule that\n"
+        "   counts them, twenty."
+    )
     assert texts._prose(block) == (
         "This is a good paragraph of built-in text, with words enough to be kept by the rule that counts them, twenty."
     )

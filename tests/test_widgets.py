@@ -273,7 +273,7 @@ def test_the_latest_job_wins():
 
     def slow(ticket: Ticket):
         started.set()
-        ticket.pause(30)
+        ticket.pause(30.0)
         done.append("slow")
 
     worker = Worker(lambda ticket, error: failed.append(error))
@@ -291,7 +291,7 @@ def test_a_job_that_outlasts_patience_goes_on_and_can_be_cancelled():
 
     def slow(ticket: Ticket):
         started.set()
-        ticket.pause(30)
+        ticket.pause(30.0)
 
     worker = Worker(lambda ticket, error: failed.append((ticket, error)))
     start = time.perf_counter()

@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import fmlab as fm
 
+from .. import policies  # noqa: F401  (the library's own policies are alive once they are imported)
+
 
 @dataclass(frozen=True)
 class PolicyChoice:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Cancelled(Exception):
@@ -14,7 +14,7 @@ class Ticket:
 
     def __init__(self, asking: bool = False):
         self.asking = asking
-        self._unwanted = threading.Event()
+        self._unwanted, self.over = threading.Event(), threading.Event()
         self.future: Future | None = None
         self.ended = False  # set by whoever shows the job's end, so that nobody shows it busy afterwards
 
@@ -32,7 +32,7 @@ class Ticket:
 
     @property
     def running(self) -> bool:
-        return self.future is not None and not self.future.done()
+        return self.future is not None and not self.over.is_set()
 
 
 class Worker:
@@ -53,7 +53,7 @@ class Worker:
         ticket = self._latest = Ticket(asking)
         ticket.future = self._pool.submit(self._run, job, ticket)
         ticket.future.add_done_callback(lambda future: self._ended(ticket, future))
-        wait([ticket.future], patience_seconds)
+        ticket.over.wait(patience_seconds)
         return ticket
 
     @staticmethod
@@ -62,18 +62,21 @@ class Worker:
         job(ticket)
 
     def _ended(self, ticket: Ticket, future: Future) -> None:
-        if ticket is self._latest and not future.cancelled() and (error := future.exception()) is not None:
-            self._failed(ticket, error)
+        try:
+            if ticket is self._latest and not future.cancelled() and (error := future.exception()) is not None:
+                self._failed(ticket, error)
+        finally:
+            ticket.over.set()  # once its failure has been told; the future itself is done before that
 
     def cancel(self) -> bool:
         """Ask the running job to stop at its next check; False where none runs."""
         self._latest.cancel()
-        return self._latest.running
+        return self._latest.running and not self._latest.ended
 
     def join(self) -> None:
         """Wait until the latest job has ended."""
         if self._latest.future is not None:
-            wait([self._latest.future])
+            self._latest.over.wait()
 
     def close(self) -> None:
         """Cancel what runs and start nothing more."""

@@ -21,6 +21,11 @@ function h(tag, attributes = {}, ...children) {
   return node;
 }
 
+// What is typed here is not for the notebook around it, which would take Enter, arrows and letters for its own.
+function keepKeys(root) {
+  root.addEventListener("keydown", (event) => event.stopPropagation());
+}
+
 function clamp(value, low, high) {
   return Math.max(low, Math.min(high, value));
 }

@@ -2,6 +2,7 @@
 export default {
   render({ model, el }) {
     el.classList.add("fmlab");
+    keepKeys(el);
     const view = new RetentionView(el, (change) => {
       if ("step" in change) model.send({ kind: "step", step: change.step });
     });

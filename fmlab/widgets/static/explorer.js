@@ -7,6 +7,7 @@ class Explorer {
     this.choice = model.get("asked");
     this.root = root;
     root.classList.add("fmlab");
+    keepKeys(root);
     this.build();
     this.view = new RetentionView(this.viewBox, (change) => this.moved(change));
     this.view.setTokens(model.get("tokens"));
@@ -53,7 +54,6 @@ class Explorer {
     this.question = h("input", {
       type: "text", class: "fm-question", placeholder: this.model.get("about").question, "aria-label": "Question to the model",
       onkeydown: (event) => {
-        event.stopPropagation();
         if (event.key === "Enter" && !event.isComposing) ask();
       },
     });

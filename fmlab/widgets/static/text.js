@@ -15,7 +15,16 @@ class TokenText {
     this.element = h("div", { class: "fm-text-box" }, this.title, this.body);
   }
 
+  // The elements are made when the text is first seen: the second text may never be.
   setTokens(tokens) {
+    this.tokens = tokens;
+    this.spans = [];
+    this.body.replaceChildren();
+    this.source = null;
+  }
+
+  build() {
+    const { tokens } = this;
     this.spans = tokens.map((token) => document.createElement("span"));
     this.spans.forEach((span, i) => {
       span.textContent = tokens[i];
@@ -28,6 +37,7 @@ class TokenText {
   // title: what stands before the words "text at step …"
   show(source, title) {
     this.source = source;
+    if (!this.spans.length) this.build();
     this.at = h("span", {});
     this.title.replaceChildren(...title, this.at);
     this.body.dataset.side = source.side ?? "";
@@ -50,8 +60,8 @@ class TokenText {
   }
 
   update() {
-    if (!this.source) return;
-    this.at.textContent = `Text after step ${this.view.step.toLocaleString("en")}`;
+    if (!this.source || this.element.hidden) return clearTimeout(this.later);
+    this.at.textContent = `What step ${this.view.step.toLocaleString("en")} sees`;
     this.dress(...this.inSight());
     this.dressRest();
     this.marked = this.now = null;
@@ -93,6 +103,7 @@ class TokenText {
   }
 
   mark() {
+    if (this.element.hidden) return;
     const { token, step } = this.view;
     for (const [name, i, className] of [["marked", token, "fm-marked"], ["now", step, "fm-now"]]) {
       const next = i === null ? null : this.spans[i] ?? null;
@@ -129,10 +140,8 @@ class TokenText {
     const move = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -10, ArrowDown: 10 }[event.key];
     if (move !== undefined && !event.ctrlKey && !event.metaKey && !event.altKey) {
       event.preventDefault();
-      event.stopPropagation();
       this.view.pin(clamp((this.view.pinned ?? this.view.step) + move, 0, this.view.n - 1));
     } else if (event.key === "Escape") {
-      event.stopPropagation();
       this.view.pin(null);
     }
   }

@@ -27,7 +27,6 @@ class RetentionView {
     const name = freshId("mode");
     this.modes = ["pair", "difference"].map((mode) => h("input", {
       type: "radio", name, value: mode, id: freshId(mode), onchange: () => this.setMode(mode, true),
-      onkeydown: (event) => event.stopPropagation(),
     }));
     this.modeBox = h("div", { class: "fm-segments", role: "radiogroup", "aria-label": "How to show the two policies" },
       ...this.modes.flatMap((input, k) => [input, h("label", { for: input.id }, ["Side by side", "Difference"][k])]));
@@ -42,7 +41,7 @@ class RetentionView {
     this.play = h("button", { type: "button", class: "fm-play", title: "Play the reading", "aria-label": "Play the reading", onclick: () => this.togglePlay() }, "▶");
     this.slider = h("input", {
       type: "range", class: "fm-step", min: "0", value: "0", "aria-label": "Step",
-      oninput: () => this.setStep(Number(this.slider.value)), onkeydown: (event) => event.stopPropagation(),
+      oninput: () => this.setStep(Number(this.slider.value)),
     });
     this.stepLabel = h("output", { class: "fm-step-label" });
     this.readout = h("div", { class: "fm-readout", role: "status", "aria-live": "polite" });
@@ -245,7 +244,6 @@ class RetentionView {
     };
     if (!(event.key in keys)) return;
     event.preventDefault();
-    event.stopPropagation();
     keys[event.key]();
   }
 
