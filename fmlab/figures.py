@@ -1,6 +1,6 @@
 """Charts of a table, one function each: a data frame in, a plotly Figure out, and nothing is measured on the way."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import count
 from typing import NamedTuple
@@ -58,7 +58,7 @@ class Style(NamedTuple):
     marker: str
 
 
-def styles(policies: Sequence[str]) -> dict[str, Style]:
+def styles(policies: Iterable[str]) -> dict[str, Style]:
     """A style for each policy, in order of appearance; the full cache is a grey dotted line."""
     others = [policy for policy in dict.fromkeys(policies) if policy != FULL]
     turn = ((COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)]) for i in count())
@@ -132,12 +132,13 @@ def bytes_against_quality(table: pd.DataFrame) -> go.Figure:
     _check(table, *needed)
     figure, look = go.Figure(), styles(table["policy"])
     rows = _measured(table, "nll_delta").dropna(subset=["nbytes"])
-    names = list(dict.fromkeys(rows["policy"]))
-    for at, policy in enumerate(names):
+    names = list(dict.fromkeys(rows.loc[rows["budget"].notna(), "policy"]))
+    _budgets(rows)  # raises where there is none
+    for policy in dict.fromkeys(rows["policy"]):
         mine = rows[rows["policy"] == policy].sort_values("nbytes")
-        x = mine["nbytes"] / 1e6 * (1 + 0.15 * _offset(at, len(names)))  # side by side: equal budgets are equal bytes
-        intervals = list(mine[["nll_delta", "nll_delta_low", "nll_delta_high"]].itertuples(index=False))
-        trace = _series(policy, look[policy], x, mine["nll_delta"], [_interval(*values) for values in intervals])
+        aside = _offset(names.index(policy), len(names)) if policy in names else 0.0
+        x = mine["nbytes"] / 1e6 * (1 + 0.15 * aside)  # side by side: equal budgets are equal bytes
+        trace = _series(policy, look[policy], x, mine["nll_delta"], _intervals(mine, *needed[1:]))
         trace.customdata = np.stack([mine["budget"].map(_spoken), mine["nbytes"] / 1e6], axis=-1)
         held = "budget %{customdata[0]}, %{customdata[1]:.2f} MB"
         trace.hovertemplate = f"{trace.name}<br>{held}<br>%{{y:+.3f}} nats a token<extra></extra>"
@@ -163,7 +164,7 @@ def needle_heatmap(table: pd.DataFrame) -> go.Figure:
     wide = min(4, len(panels))
     high = -(-len(panels) // wide)
     figure = make_subplots(
-        rows=high, cols=wide, subplot_titles=[escape(policy) for policy in panels], shared_yaxes=True,
+        rows=high, cols=wide, subplot_titles=[escape(policy, quote=False) for policy in panels], shared_yaxes=True,
         horizontal_spacing=0.03, vertical_spacing=0.32 / high,
     )  # fmt: skip
     for at, policy in enumerate(panels):
@@ -178,7 +179,7 @@ def needle_heatmap(table: pd.DataFrame) -> go.Figure:
                 x=[str(budget) for budget in budgets] + (["full"] if len(full) else []),
                 y=[f"{depth:.0%}" for depth in depths],
                 zmin=0, zmax=1, coloraxis="coloraxis", xgap=1, ygap=1,
-                hovertemplate=f"{escape(policy)}<br>budget %{{x}}, depth %{{y}}: %{{text}} answered<extra></extra>",
+                hovertemplate="budget %{x}, depth %{y}: %{text} answered<extra></extra>",
             ),
             at // wide + 1,
             at % wide + 1,
@@ -207,7 +208,7 @@ def _by_budget(table: pd.DataFrame, column: str, low: str | None = None, high: s
         x = [budgets.index(budget) + _offset(at, len(names)) for budget in mine["budget"]]
         intervals = None
         if low is not None:
-            intervals = [_interval(*values) for values in mine[[column, low, high]].itertuples(index=False)]
+            intervals = _intervals(mine, column, low, high)
         trace = _series(policy, look[policy], x, mine[column], intervals)
         trace.customdata = mine["budget"]
         trace.hovertemplate = f"{trace.name}<br>budget %{{customdata}}: %{{y:.3f}}<extra></extra>"
@@ -228,7 +229,7 @@ def _series(policy: str, look: Style, x, y, intervals: Sequence[Interval] | None
     trace = go.Scatter(
         x=list(x),
         y=list(y),
-        name=escape(policy),
+        name=escape(policy, quote=False),
         legendgroup=policy,
         mode="lines+markers",
         line={"color": look.colour, "dash": look.dash, "width": 2},
@@ -251,8 +252,9 @@ def _share(rows: pd.DataFrame, name: str) -> Interval:
     return bootstrap(rows[name].astype(float).to_numpy(), texts)
 
 
-def _interval(mean: float, low: float, high: float) -> Interval:
-    return Interval(float(mean), float(low), float(high), 0, 0)
+def _intervals(rows: pd.DataFrame, *columns: str) -> list[Interval]:
+    """Those of a table that has them in three columns: mean, low, high."""
+    return [Interval(*values, 0, 0) for values in rows[list(columns)].astype(float).itertuples(index=False, name=None)]
 
 
 def _offset(at: int, of: int) -> float:

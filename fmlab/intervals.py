@@ -25,7 +25,12 @@ class Interval(NamedTuple):
         return self.low <= other.high and other.low <= self.high
 
 
-def bootstrap(values: Sequence[float], clusters: Sequence | None = None, resamples: int = 4000, seed: int = 0) -> Interval:
+def bootstrap(
+    values: Sequence[float | int] | np.ndarray,
+    clusters: Sequence | np.ndarray | None = None,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> Interval:
     """The mean of `values` with a percentile interval; whole clusters are drawn with replacement.
 
     `clusters` names the unit of each value (its document, or its run of neighbouring tokens); without it every value is
@@ -57,4 +62,4 @@ def wilson(successes: int, n: int) -> Interval:
     share, spread = successes / n, Z**2 / n
     centre = (share + spread / 2) / (1 + spread)
     half = Z / (1 + spread) * (share * (1 - share) / n + spread / (4 * n)) ** 0.5
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), n, n)
+    return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)), n, n)  # rounding

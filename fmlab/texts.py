@@ -115,7 +115,11 @@ def facts(count: int, seed: int = 0, avoid: str = "") -> tuple[Fact, ...]:
             f"the text leaves {len(free)} of {count} answers that it does not hold itself; give another text"
         )
     return tuple(
-        Fact(f"The {holder} of the {place} is {number}.", f"What is the {holder} of the {place}?", str(number))
+        Fact(
+            f"The {holder} of the {place} is {number}.",
+            f"What is the {holder} of the {place}? Answer with the number.",
+            str(number),
+        )
         for holder, place, number in zip(holders, places, free, strict=False)
     )
 

@@ -115,9 +115,10 @@ class Trace:
         try:
             tuples = {name: tuple(about[name]) for name in ("tokens", "layers", "windows")}
             trace = cls(**tensors, **tuples, model=about["model"], scaling=about["scaling"], softcap=about["softcap"])
-            layers, query_heads, tokens, _ = trace.queries.shape
+            layers, query_heads, tokens, d = trace.queries.shape
             whole = (
-                trace.keys.shape[::2] == trace.values.shape[::2] == (layers, tokens)
+                trace.keys.shape == (layers, trace.kv_heads, tokens, d)
+                and trace.values.shape[:-1] == trace.keys.shape[:-1]
                 and len(trace) == tokens
                 and len(trace.layers) == layers
                 and len(trace.windows) in (0, layers)

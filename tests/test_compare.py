@@ -1,4 +1,4 @@
-"""A comparison: its rows agree with the parts of the lab that measure the same in another way, and it can be resumed."""
+"""A comparison: its rows agree with the parts of the lab that measure the same in another way, and it resumes."""
 
 import json
 

@@ -435,6 +435,7 @@ def test_what_a_policy_raises_is_shown_and_raised(explore):
     assert shown.status["state"] == "error"
     assert shown.status["text"] == "RuntimeError: the seal has the belt; feed it first"
     assert "in score" in shown.status["detail"] and "raise RuntimeError" in shown.status["detail"]
+    assert "worker.py" not in shown.status["detail"]  # the widget's own frames are left out
     assert shown.choice == before and shown.asked["a"]["key"] == key_of(Broken)  # the controls keep what was asked
     with pytest.raises(RuntimeError, match="the seal has the belt"):
         shown.expiries  # noqa: B018

@@ -1,7 +1,9 @@
 """What the Explorer tells about a trace, and the words of its status line."""
 
+import concurrent.futures
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import fmlab as fm
@@ -78,4 +80,13 @@ def busy(text: str, share: float | None = None, asking: bool = False) -> dict:
 def failure(error: BaseException) -> dict:
     """An error as the reader sees it: its class and message, and the traceback for who asks."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return {"state": "error", "text": text, "detail": "".join(traceback.format_exception(error)), "share": None}
+    frames = error.__traceback__
+    while frames is not None and frames.tb_next is not None and _is_plumbing(frames.tb_frame.f_code.co_filename):
+        frames = frames.tb_next
+    detail = "".join(traceback.format_exception(type(error), error, frames))
+    return {"state": "error", "text": text, "detail": detail, "share": None}
+
+
+def _is_plumbing(file: str) -> bool:
+    """Whether a frame is the widget's own or its thread pool's, of which a policy's author need not know."""
+    return Path(file).parent in (Path(__file__).parent, Path(concurrent.futures.__file__).parent)

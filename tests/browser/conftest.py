@@ -67,12 +67,12 @@ def notebook(lab, new_page, request) -> Callable:
     def run(*cells: str):
         page = new_page()
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-        harness.open_notebook(
-            lab, page, lab.notebook(f"{request.node.name.strip(']').replace('[', '-')}.ipynb", *cells)
-        )
+        name = request.node.name.rstrip("]").replace("[", "-")
+        harness.open_notebook(lab, page, lab.notebook(f"{name}.ipynb", *cells))
         harness.run_all(page)
         page.wait_for_function(
-            "() => [...document.querySelectorAll('.fmlab')].every((root) => root.querySelector('[data-paints]'))"
+            """() => [...document.querySelectorAll('.fmlab')].every(
+                (root) => root.parentElement.querySelector('[data-paints]'))"""
         )
         page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
         return page

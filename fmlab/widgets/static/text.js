@@ -10,7 +10,7 @@ class TokenText {
     this.body = h("div", {
       class: "fm-text", tabindex: "0", role: "group",
       onpointerover: (event) => this.hover(event), onpointerleave: () => view.setHover(null),
-      onclick: (event) => this.click(event), onscroll: () => this.source && this.dress(...this.inSight()), onkeydown: (event) => this.key(event),
+      onclick: (event) => this.click(event), onkeydown: (event) => this.key(event), onscroll: () => this.scrolled(),
     });
     this.element = h("div", { class: "fm-text-box" }, this.title, this.body);
   }
@@ -34,7 +34,7 @@ class TokenText {
     this.marked = this.now = null;
   }
 
-  // title: what stands before the words "text at step …"
+  // title: what stands before the words "What step … sees"
   show(source, title) {
     this.source = source;
     if (!this.spans.length) this.build();
@@ -64,7 +64,6 @@ class TokenText {
     this.at.textContent = `What step ${this.view.step.toLocaleString("en")} sees`;
     this.dress(...this.inSight());
     this.dressRest();
-    this.marked = this.now = null;
     this.mark();
   }
 
@@ -73,7 +72,10 @@ class TokenText {
     const { step } = this.view;
     for (let i = from; i < to; i++) {
       const look = this.look(i, step), span = this.spans[i];
-      if (span.look !== look) span.className = span.look = look;
+      if (span.look === look) continue;
+      span.className = span.look = look;
+      if (span === this.marked) span.classList.add("fm-marked");
+      if (span === this.now) span.classList.add("fm-now");
     }
   }
 
@@ -105,15 +107,11 @@ class TokenText {
   mark() {
     if (this.element.hidden) return;
     const { token, step } = this.view;
-    for (const [name, i, className] of [["marked", token, "fm-marked"], ["now", step, "fm-now"]]) {
+    for (const [name, i] of [["marked", token], ["now", step]]) {
       const next = i === null ? null : this.spans[i] ?? null;
-      if (this[name] === next && next?.classList.contains(className)) continue;
-      this.body.querySelectorAll(`.${className}`).forEach((span) => {
-        span.classList.remove(className);
-        span.look = null;
-      });
-      next?.classList.add(className);
-      if (next) next.look = null;
+      if (this[name] === next) continue;
+      this[name]?.classList.remove(`fm-${name}`);
+      next?.classList.add(`fm-${name}`);
       this[name] = next;
     }
   }
@@ -125,6 +123,15 @@ class TokenText {
     const top = span.offsetTop, bottom = top + span.offsetHeight;
     if (top < this.body.scrollTop || bottom > this.body.scrollTop + this.body.clientHeight) {
       this.body.scrollTop = top - this.body.clientHeight / 3;
+    }
+  }
+
+  // Two texts side by side scroll as one.
+  scrolled() {
+    if (!this.source) return;
+    this.dress(...this.inSight());
+    for (const other of this.view.texts) {
+      if (other !== this && !other.element.hidden && other.body.scrollTop !== this.body.scrollTop) other.body.scrollTop = this.body.scrollTop;
     }
   }
 
