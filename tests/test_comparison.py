@@ -47,7 +47,8 @@ def run(tiny, tmp_path, monkeypatch, capsys):
 
 
 def test_the_table_and_the_report(run):
-    code, out, err, report = run("--policy", "TOVA", "--policy", "SinkWindow(sinks=2)", "--budget", "16", "--budget", "60")
+    policies = ["--policy", "TOVA", "--policy", "SinkWindow(sinks=2)"]
+    code, out, err, report = run(*policies, "--budget", "16", "--budget", "60")
     assert code == 0
     lines = out.splitlines()
     headings = re.split(r"\s{2,}", lines[2])
@@ -101,10 +102,10 @@ def test_a_policy_of_ones_own(run, tmp_path):
 
 def test_an_interrupt_keeps_what_is_finished(run, tmp_path):
     (tmp_path / "own.py").write_text(OWN)
-    words = ["--import", "own.py", "--policy", "Broken(at=40, error='KeyboardInterrupt')", "--budget", "20", "--budget", "40"]
-    code, out, err, report = run(*words)
+    broken = ["--import", "own.py", "--policy", "Broken(at=40, error='KeyboardInterrupt')"]
+    code, out, err, report = run(*broken, "--budget", "20", "--budget", "40")
     assert code == 130 and "interrupted; 2 of 3 rows are finished" in err and "Traceback" not in err
-    assert re.search(r"^Broken\(.*\) +20 ", out, re.MULTILINE) and not re.search(r"^Broken\(.*\) +40 ", out, re.MULTILINE)
+    assert re.findall(r"^Broken\(.*\) +(\d+) ", out, re.MULTILINE) == ["20"]
     assert "Interrupted: 2 of 3 rows were finished." in report
 
 

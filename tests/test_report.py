@@ -1,9 +1,7 @@
-"""The report: one file, nothing fetched, texts never markup; opened in a real Chromium without a network."""
+"""The report: one file with the rows, the map and the charts; nothing fetched, texts never markup."""
 
 import json
-import os
 import re
-import shutil
 
 import pytest
 
@@ -50,7 +48,7 @@ def test_it_holds_the_rows(told):
 def test_nothing_is_fetched(told):
     read, cells = told
     page = report.html(read, cells, len(cells))
-    outside = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)  # plotly.js names addresses that it never opens
+    outside = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)  # plotly.js names addresses it never opens
     assert not re.search(r"(src|href)\s*=|url\(|@import|https?://", outside)
     assert page.count("default-src 'none'") == 1 and page.count("Plotly.newPlot(place") == 1
     assert len(page) < 7_000_000
@@ -106,108 +104,3 @@ def test_the_terminal_table_fits_its_columns(told):
     lines = printed.as_text([cell.row for cell in cells]).splitlines()
     assert len({len(line) for line in lines if "refused" not in line}) == 1
     assert len(lines) == 1 + len(cells) and max(map(len, lines[:2])) < 140
-
-
-# in a browser
-
-
-def chromium() -> str | None:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    return os.environ.get("FMLAB_CHROMIUM") or next((found for name in names if (found := shutil.which(name))), None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from conftest import unavailable
-
-    playwright = pytest.importorskip("playwright.sync_api") if os.environ.get("FMLAB_CI") != "1" else None
-    if playwright is None:
-        import playwright.sync_api as playwright
-    path = chromium()
-    if path is None:
-        unavailable("there is no Chromium: install one, or name it in FMLAB_CHROMIUM")
-    with playwright.sync_playwright() as started:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
-        running = started.chromium.launch(executable_path=path, headless=True, args=flags)
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def opened(browser, tmp_path):
-    """Opens a report from a file, without a network, and gathers what goes wrong and what it asks for."""
-    contexts = []
-
-    def open_(page_html, **options):
-        file = tmp_path / "report.html"
-        file.write_text(page_html, encoding="utf-8")
-        context = browser.new_context(offline=True, viewport={"width": 1360, "height": 1000}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.wrong, page.asked = [], []
-        page.on("pageerror", lambda error: page.wrong.append(str(error)))
-        page.on("console", lambda said: said.type == "error" and page.wrong.append(said.text))
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.goto(file.as_uri())
-        charts = page.locator(".chart").count()
-        page.wait_for_function(f"document.querySelectorAll('.chart[data-drawn]').length === {charts}", timeout=60_000)
-        page.wait_for_selector(".fm-view[data-paints]", state="attached")
-        return page
-
-    yield open_
-    for context in contexts:
-        context.close()
-
-
-def inked(page, selector: str) -> float:
-    """Share of the pixels of a canvas that are neither clear nor of one colour with its first."""
-    return page.evaluate(
-        """(selector) => {
-            const canvas = document.querySelector(selector), context = canvas.getContext('2d');
-            const pixels = new Uint32Array(context.getImageData(0, 0, canvas.width, canvas.height).data.buffer);
-            const blank = pixels[canvas.width * (canvas.height - 1)];
-            return pixels.filter((pixel) => pixel !== blank).length / pixels.length;
-        }""",
-        selector,
-    )
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_opens_offline(opened, told, scheme, tmp_path):
-    read, cells = told
-    page = opened(report.html(read, cells, len(cells)), color_scheme=scheme)
-    assert page.wrong == [] and [url for url in page.asked if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert page.locator(".chart .main-svg").count() >= 5
-    assert inked(page, ".fm-plot canvas") > 0.2
-    shown = page.locator(".fm-text").first.inner_text()
-    assert read.planted[0].fact.sentence in re.sub(r"\s+", " ", shown)
-    ink, paper = page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
-    assert (ink > paper) == (scheme == "dark")
-    assert page.evaluate("getComputedStyle(document.querySelector('.chart .xtick text')).fill") == ink
-    assert page.locator(".modebar-btn[data-title*='hare'], .modebar-btn[data-title*='loud']").count() == 0
-
-
-@pytest.mark.browser
-def test_the_reader_can_choose_policy_and_budget(opened, told):
-    read, cells = told
-    page = opened(report.html(read, cells, len(cells)))
-    figures = page.locator(".fm-figures")
-    assert cells[2].row["policy"] == "H2O(recent=0.5)" and cells[2].row["budget"] == 40
-    assert f"{cells[2].row['mass_recall']:.3f}" in figures.inner_text()
-    page.locator("select.fm-policy").first.select_option("SinkWindow(sinks=4)")
-    slider = page.locator("input.fm-budget")
-    slider.focus()
-    slider.press("End")
-    sink = next(cell for cell in cells if cell.row["policy"] == "SinkWindow(sinks=4)" and cell.row["budget"] == 80)
-    assert f"{sink.row['mass_recall']:.3f}" in figures.inner_text() and page.wrong == []
-
-
-@pytest.mark.browser
-def test_markup_in_the_text_is_shown_as_text(opened, marked):
-    read, cells = marked
-    page = opened(report.html(read, cells, len(cells), MARKUP))
-    assert page.wrong == [] and "hacked" in page.title() and page.title() != "hacked"
-    assert "<script>document.title" in page.locator(".fm-text").first.inner_text()
-    assert page.locator(".fm-text script, .fm-text img, main img").count() == 0
-    assert "🦊" in page.locator("h1").inner_text()

@@ -16,6 +16,7 @@ CAPTION = (
     "holds the token and turns grey once the policy has evicted it. Drag across the map or press play to move in time."
 )
 TOUR, TOUR_REPLAYS = "tour.safetensors", "tour.replays.safetensors"
+HINT = "It answers under each policy at this budget, and with the full cache beside it."
 TOUR_QUESTION, QUESTION = "What is the code of the cold store?", "What is this text about?"
 
 
@@ -34,7 +35,7 @@ def budget_grid(trace: Trace, replays: Replays) -> list[int]:
     return sorted((known or octaves) | {tokens})
 
 
-def about(trace: Trace, budgets: list[int], question: str) -> dict:
+def about(trace: Trace, budgets: list[int], question: str, loaded: bool) -> dict:
     """What the controls offer for this trace."""
     half = len(trace) // 2
     layers = [["", f"mean of {len(trace.layers)}"], *([str(layer), f"layer {layer}"] for layer in trace.layers)]
@@ -49,6 +50,7 @@ def about(trace: Trace, budgets: list[int], question: str) -> dict:
         "heads": heads,
         "prefills": prefills,
         "question": question,
+        "hint": HINT if loaded else f"{HINT} The first question loads {trace.model}.",
     }
 
 
@@ -80,10 +82,12 @@ def busy(text: str, share: float | None = None, asking: bool = False) -> dict:
 def failure(error: BaseException) -> dict:
     """An error as the reader sees it: its class and message, and the traceback for who asks."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    frames = error.__traceback__
-    while frames is not None and frames.tb_next is not None and _is_plumbing(frames.tb_frame.f_code.co_filename):
-        frames = frames.tb_next
-    detail = "".join(traceback.format_exception(type(error), error, frames))
+    frame = shown = error.__traceback__
+    while frame is not None:
+        if _is_plumbing(frame.tb_frame.f_code.co_filename) and frame.tb_next is not None:
+            shown = frame.tb_next
+        frame = frame.tb_next
+    detail = "".join(traceback.format_exception(type(error), error, shown))
     return {"state": "error", "text": text, "detail": detail, "share": None}
 
 

@@ -95,7 +95,7 @@ class Explorer(Stepped):
         super().__init__(
             tokens=list(trace.tokens),
             go={"step": len(trace) - 1},
-            about=about(trace, budgets, TOUR_QUESTION if self._shipped else QUESTION),
+            about=about(trace, budgets, TOUR_QUESTION if self._shipped else QUESTION, lm is not None),
             catalogue=catalogue(),
             asked=self._sent,
             acknowledged=self._ack,

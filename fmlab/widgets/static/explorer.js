@@ -62,7 +62,7 @@ class Explorer {
     const form = h("div", { class: "fm-ask-form" }, this.question, this.askButton);
     return h("section", { class: "fm-ask", "aria-label": "Ask the model" },
       h("div", { class: "fm-section-title" }, "Ask the model about this text"), form,
-      h("div", { class: "fm-hint" }, "It answers under each policy at this budget, and with the full cache beside it. The first question loads it."),
+      h("div", { class: "fm-hint" }, this.model.get("about").hint),
       this.answers);
   }
 
