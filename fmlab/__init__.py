@@ -22,7 +22,7 @@ _HOMES = {
     "explore": "widgets",
     "finite": "live",
     "load": "models",
-    "record": "live",
+    "record": "record",
     "replay": "trace",
     "sweep": "sweep",
     "tiny": "models",

@@ -24,9 +24,10 @@ from . import metrics
 from .core import BudgetError, Policy, check_budget
 from .intervals import bootstrap
 from .language import LanguageModel
-from .live import finite, record
+from .live import finite
 from .passage import Passage
 from .provenance import device
+from .record import record
 from .sweep import sweep
 from .texts import THIRDS, Planted
 from .trace import Trace

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .core import BudgetError, Policy, step
-from .live import finite, record
+from .live import finite
 from .masked import masked_logits
 from .models import tiny
+from .record import record
 from .slots import Slots, split
 from .trace import replay
 from .view import Bag, View

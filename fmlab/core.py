@@ -7,7 +7,6 @@ sees it. `mask(expiry)` is at once the truth about the run, an attention mask an
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from html import escape
 from typing import ClassVar
 
@@ -166,8 +165,3 @@ def mask(expiry: Int[Tensor, "*heads tokens"]) -> Bool[Tensor, "*heads tokens to
     """Which entry each query sees: True at [..., i, j] where `j <= i < expiry[..., j]`."""
     at = torch.arange(expiry.shape[-1], device=expiry.device)
     return (at <= at[:, None]) & (at[:, None] < expiry[..., None, :])
-
-
-def label_fields(policy: Policy) -> dict[str, object]:
-    """A policy's settings as a dict of field name to value."""
-    return {f.name: getattr(policy, f.name) for f in fields(policy)} if is_dataclass(policy) else {}

@@ -30,7 +30,7 @@ class Layer:
         rows = []
         for g in range(self.groups):
             q = self.queries[head * self.groups + g, query]
-            rows.append(dict(zip(visible, softmax(np.array([q @ self.keys[head, p] for p in visible]) * self.scaling))))
+            rows.append(dict(zip(visible, softmax(self.keys[head, visible] @ q * self.scaling), strict=True)))
         return rows
 
     def run(self, calls):
@@ -102,7 +102,7 @@ class HeavyHitter(Layer):
 
 
 class Omission(Layer):
-    """TOVA: what the last query looks at least, its attention averaged over all heads of the layer; the newest stays."""
+    """TOVA: drop what the last query looks at least, averaged over all heads of the layer; the newest stays."""
 
     def keep(self, head, newest):
         if head:  # the first head has decided for the layer

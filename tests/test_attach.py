@@ -72,11 +72,11 @@ class Dropping(Policy):
         return result
 
 
-def hooked(model, layer, part, tokens, cache_of):
+def hooked(model, layer, part, tokens, cache):
     """Interrupt in the middle layer, before or after its attention."""
 
     def interrupt(*args):
-        if cache_of().layers[0].get_seq_length() >= tokens:
+        if cache.layers[0].get_seq_length() >= tokens:
             raise KeyboardInterrupt
 
     return getattr(model.model.layers[layer], part).register_forward_hook(interrupt)
@@ -88,13 +88,13 @@ def hooked(model, layer, part, tokens, cache_of):
 )
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_an_interrupt_in_the_middle_of_generate(model, layer, where):
-    before, cache = state(model), None
+    before = state(model)
     policy = Dropping(layer, 30 if where == "prefill" else 35, "score" if where == "prefill" else where)
     processors = LogitsProcessorList([Interrupting(6)] if where == "between steps" else [])
     with pytest.raises(KeyboardInterrupt), fm.finite(model, policy, 8) as cache:
         if "attention" in where:
             part = "self_attn" if where.startswith("after") else "input_layernorm"
-            handle = hooked(model, layer, part, 35, lambda: cache)
+            handle = hooked(model, layer, part, 35, cache)
         model.generate(
             IDS[:, :30], past_key_values=cache, max_new_tokens=20, do_sample=False, logits_processor=processors
         )

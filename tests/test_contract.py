@@ -6,10 +6,10 @@ import torch
 from fmlab import contract
 from fmlab.contract import CHECKS, ContractError, check
 from fmlab.core import Policy, living_policies
-from fmlab.policies import H2O, SinkWindow, SnapKV
+from fmlab.policies import SinkWindow, SnapKV
 
 OURS = [kind() for kind in living_policies() if kind.__module__.startswith("fmlab.")]
-VARIANTS = [SinkWindow(0), H2O(0.0), SnapKV(window=5, kernel=3)]
+VARIANTS = [SinkWindow(0), SnapKV(window=5, kernel=3)]
 
 
 def test_no_policy_of_the_library_is_left_out():

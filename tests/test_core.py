@@ -25,7 +25,7 @@ def memories(draw):
 
 def kept_by_hand(scores, places, budget):
     """The positions that one head keeps: best score first, of equals the larger position."""
-    ranked = sorted(zip(scores, places), reverse=True)
+    ranked = sorted(zip(scores, places, strict=True), reverse=True)
     return {place for _, place in ranked[:budget]}
 
 

@@ -21,17 +21,17 @@ ROOMS = {
     "slots": ("slots", "core view", ""),
     "policies": ("policies", "core view", ""),
     "traces": ("trace replays", "core view slots", "safetensors"),
-    "live": ("live attach masked", "core view slots trace", "transformers"),
+    "live": ("live record attach attention masked", "core view slots trace", "transformers"),
     "models": ("models weights language dequantise", "", f"{HUB} gguf"),
     "metrics": ("metrics intervals", "core trace", ""),
     "tasks": ("tasks texts", "core live metrics intervals language", "transformers"),
-    "contract": ("contract", "core view slots trace live masked models", ""),
+    "contract": ("contract", "core view slots trace live record masked models", ""),
     "sweep": ("sweep fingerprint provenance", "", "pandas joblib distributed tqdm"),
     "figures": ("figures", "intervals", "pandas plotly numpy"),
     "parse": ("parse", "core", ""),
     "compare": (
         "compare passage printed report",
-        "core metrics intervals live tasks texts language trace sweep provenance policies figures widgets",
+        "core metrics intervals live record tasks texts language trace sweep provenance policies figures widgets",
         "transformers pandas plotly tqdm",
     ),
     # The Explorer is a program on top of everything below it; tensors it hands on, figures it leaves to metrics.
@@ -45,7 +45,7 @@ ROOMS = {
 }
 FREE = "torch numpy jaxtyping"  # for every room that makes neither pictures nor programs
 NOT_FREE = {"figures", "widgets", "command line", "the front"}
-HOSTS = {"trace", "replays", "live", "attach", "masked", "slots"}
+HOSTS = {"trace", "replays", "live", "record", "attach", "attention", "masked", "slots"}
 
 
 def modules() -> dict[str, list[Path]]:

@@ -92,10 +92,10 @@ def test_live_is_the_architecture_written_out_in_float64(policy):
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
-@pytest.mark.parametrize("budget", [8, 15, 16, 33])
+@pytest.mark.parametrize("budget", [8, 15, 33])
 def test_a_model_with_windows_of_its_own_keeps_them(policy, budget):
     model = fm.tiny("mistral", sliding_window=16).model
-    for calls in (CALLS, [1] * 40):
+    for calls in (CALLS, [1] * 40)[: 1 + (budget == 8)]:
         logits, cache = live(model, policy, budget, IDS, calls)
         assert_same_logits(logits, masked_logits(model, IDS, cache.expiry))
         born = torch.arange(40)
@@ -165,7 +165,7 @@ def test_beams_move_what_a_sequence_remembers(policy, inference):
 @torch.no_grad()
 def test_bfloat16():
     model = fm.tiny().model.to(torch.bfloat16)
-    for policy in POLICIES:
+    for policy in (KeyNorm(), H2O(), SinkWindow()):
         logits, cache = live(model, policy, 12, IDS)
         assert logits.dtype == torch.bfloat16 and cache.layers[0].slots.data["keys"].dtype == torch.bfloat16
         theirs = masked_logits(model, IDS, cache.expiry)
@@ -297,3 +297,10 @@ def test_the_policy_is_told_whether_the_question_is_there(query_aware):
     with fm.finite(model, Curious(), 8, query_aware=query_aware) as cache:
         model(input_ids=IDS, past_key_values=cache)
     assert told == [(query_aware, 8**-0.5, [8] * 4, [0, 1])] * 3
+
+
+def test_the_cache_claims_no_length_limit():
+    with fm.finite(fm.tiny().model, SinkWindow(), 8) as cache:
+        layer = cache.layers[0]
+    assert layer.get_max_cache_shape() == layer.get_max_length() == -1 and layer.get_mask_sizes(3) == (3, 0)
+    assert layer.get_mask_sizes(torch.arange(3)) == (3, 0)  # as transformers 5.2 asks

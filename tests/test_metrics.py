@@ -19,7 +19,7 @@ def drawn(layers=2, kv_heads=2, groups=3, tokens=14, seed=0, **rest):
 
 
 def recall_by_hand(trace, expiry):
-    """Three loops in float64: for each query the softmax over all it may see, and what of it lies on what it still sees."""
+    """Loops in float64: for each query the softmax over all it may see, and how much lies on what it still sees."""
     layers, kv_heads, tokens = expiry.shape
     out = torch.zeros(layers, kv_heads, tokens, dtype=torch.float64)
     for layer in range(layers):

@@ -57,10 +57,10 @@ def run(slots, calls, policy=None):
 
 def by_hand(bag, calls, budget, window=None):
     """The same with lists: for each head the positions held and the expiry, after every call."""
-    rows = [int(10 * layer + head) for layer, head in zip(bag.layer, bag.head)]
+    rows = [int(10 * layer + head) for layer, head in zip(bag.layer, bag.head, strict=True)]
     held, expiry, seen = [[] for _ in rows], [[] for _ in rows], 0
     for new in calls:
-        for row, (mine, gone) in enumerate(zip(held, expiry)):
+        for row, (mine, gone) in enumerate(zip(held, expiry, strict=True)):
             mine += range(seen, seen + new)
             gone += [None] * new
             newest, w = seen + new - 1, None if window is None else window[row]
@@ -76,7 +76,7 @@ def by_hand(bag, calls, budget, window=None):
         seen += new
         full = [[seen + 1 if e is None else e for e in gone] for gone in expiry]
         if window is not None:
-            full = [[min(e, place + w) for place, e in enumerate(gone)] for gone, w in zip(full, window)]
+            full = [[min(e, place + w) for place, e in enumerate(gone)] for gone, w in zip(full, window, strict=True)]
         yield [sorted(mine) for mine in held], full
 
 
@@ -97,7 +97,7 @@ def test_slots_hold_what_a_list_would_hold(calls, budget, window):
 def test_bytes_are_those_of_the_tensors_and_the_peak_is_never_below_them(calls, budget):
     meter = Meter()
     both = [Slots(Bag.of(1, [layer], 3, 1), budget, meter) for layer in (0, 1)]
-    for new, *_ in zip(calls, *(run(slots, calls) for slots in both)):
+    for new, *_ in zip(calls, *(run(slots, calls) for slots in both), strict=True):
         sizes = [c.untyped_storage().nbytes() for slots in both for c in slots.data.values()]
         assert sum(slots.nbytes for slots in both) == sum(sizes)
         now = sum(slots.nbytes + slots.overhead_nbytes for slots in both)

@@ -13,7 +13,7 @@ from fmlab.language import ready
 from fmlab.policies import H2O, TOVA, KeyNorm, Random, SinkWindow, SlidingWindow, SnapKV
 from fmlab.trace import Trace, TraceError, replay
 
-IDS = torch.randperm(256, generator=torch.Generator().manual_seed(6))[:60]
+IDS = torch.randperm(256, generator=torch.Generator().manual_seed(6))[:48]
 POLICIES = [SinkWindow(), SlidingWindow(), Random(), KeyNorm(), H2O(), TOVA(), SnapKV(4, 3)]
 TENSORS = ("ids", "queries", "keys", "values")
 
@@ -40,12 +40,12 @@ def test_a_record_is_what_the_attention_was_given(tiny, trace):
     stock = tiny.model(input_ids=IDS[None], output_attentions=True).attentions
     tiny.model.set_attn_implementation("sdpa")
     keys = trace.keys.repeat_interleave(trace.groups, 1)
-    later = torch.ones(60, 60).triu(1).bool()
+    later = torch.ones(48, 48).triu(1).bool()
     weights = (trace.queries @ keys.transpose(2, 3) * trace.scaling).masked_fill(later, -torch.inf).softmax(-1)
     torch.testing.assert_close(weights, torch.cat(stock), rtol=0, atol=1e-5)
-    torch.testing.assert_close(trace.view().attention(60), weights.view(6, 3, 60, 60).mean(1), rtol=0, atol=1e-6)
-    assert trace.queries.shape == (3, 6, 60, 8) and trace.values.shape == trace.keys.shape == (3, 2, 60, 8)
-    assert len(trace) == 60 and trace.layers == (0, 1, 2) and trace.model == "tiny llama" and trace.groups == 3
+    torch.testing.assert_close(trace.view().attention(48), weights.view(6, 3, 48, 48).mean(1), rtol=0, atol=1e-6)
+    assert trace.queries.shape == (3, 6, 48, 8) and trace.values.shape == trace.keys.shape == (3, 2, 48, 8)
+    assert len(trace) == 48 and trace.layers == (0, 1, 2) and trace.model == "tiny llama" and trace.groups == 3
 
 
 def test_a_record_of_text_has_its_pieces(tiny):
@@ -74,7 +74,7 @@ def test_layers_that_are_not_there(tiny, layers):
         fm.record(tiny, IDS, layers=layers)
 
 
-@pytest.mark.parametrize(("text", "says"), [("", "the text is empty"), ([], "empty"), (IDS[None], r"shape \(1, 60\)")])
+@pytest.mark.parametrize(("text", "says"), [("", "the text is empty"), ([], "empty"), (IDS[None], r"shape \(1, 48\)")])
 def test_what_is_no_text(tiny, text, says):
     with pytest.raises(ValueError, match=says):
         fm.record(tiny, text)
@@ -130,13 +130,13 @@ def about(trace, **changed):
         ({"layers": None}, {}, "lacks a part of a trace"),
         ({"layers": [0]}, {}, "do not fit each other; record it again"),
         ({"windows": [3]}, {}, "do not fit each other"),
-        ({"tokens": ["a"]}, {}, "1 token texts for 60 ids"),
+        ({"tokens": ["a"]}, {}, "1 token texts for 48 ids"),
         ({}, {"keys": None}, "lacks a part"),
         ({}, {"extra": torch.zeros(1)}, "lacks a part"),
-        ({}, {"keys": torch.zeros(3, 3, 60, 8)}, "do not fit|lacks a part"),
-        ({}, {"keys": torch.zeros(3, 2, 60, 4)}, "do not fit|lacks a part"),
+        ({}, {"keys": torch.zeros(3, 3, 48, 8)}, "do not fit|lacks a part"),
+        ({}, {"keys": torch.zeros(3, 2, 48, 4)}, "do not fit|lacks a part"),
         ({}, {"values": torch.zeros(3, 2, 59, 8)}, "do not fit|lacks a part"),
-        ({}, {"queries": torch.zeros(6, 60, 8)}, "lacks a part|do not fit"),
+        ({}, {"queries": torch.zeros(6, 48, 8)}, "lacks a part|do not fit"),
     ],
 )
 def test_a_foreign_file(trace, tmp_path, metadata, tensors, says):
@@ -162,23 +162,22 @@ def test_what_is_no_file(tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("sizes", [1, 25, (20, 7, 1, 12)], ids=str)
+@pytest.mark.parametrize("sizes", [1, 25, (20, 7, 1, 9)], ids=str)
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_replay_is_the_live_run_at_the_first_layer(tiny, trace, policy, sizes):
-    calls = fm.trace.split(60, sizes)
-    for budget in (8, 30):
-        with fm.finite(tiny.model, policy, budget) as cache:
-            for part in IDS[None].split(calls, 1):
-                tiny.model(input_ids=part, past_key_values=cache)
-        replayed = replay(trace, policy, budget, prefill=sizes)
-        assert torch.equal(replayed[0], cache.expiry[0])
-        assert (replayed == 61).sum(-1).eq(budget).all() and replayed.dtype == torch.int64
+    calls = fm.trace.split(48, sizes)
+    with fm.finite(tiny.model, policy, 12) as cache:
+        for part in IDS[None].split(calls, 1):
+            tiny.model(input_ids=part, past_key_values=cache)
+    replayed = replay(trace, policy, 12, prefill=sizes)
+    assert torch.equal(replayed[0], cache.expiry[0])
+    assert (replayed == 49).sum(-1).eq(12).all() and replayed.dtype == torch.int64
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("budget", [6, 15, 40])
+@pytest.mark.parametrize(("budget", "prefill"), [(6, 1), (6, 30), (15, 1), (40, 20)])
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
-def test_a_model_with_sliding_windows(policy, budget):
+def test_a_model_with_sliding_windows(policy, budget, prefill):
     config = Qwen3Config(
         vocab_size=256, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6, head_dim=8,
         num_key_value_heads=2, sliding_window=16, use_sliding_window=True, initializer_range=0.3,
@@ -189,14 +188,13 @@ def test_a_model_with_sliding_windows(policy, budget):
     for layer in lm.model.model.layers:  # or else all keys are of one length, and rounding decides for KeyNorm
         layer.self_attn.k_norm.weight.uniform_(0.5, 2)
     trace = fm.record(lm, IDS, dtype=torch.float32)
-    assert trace.windows == (16, None) and trace.window().tolist() == [16, 16, 60, 60]
-    for prefill in (1, 30):
-        with fm.finite(lm.model, policy, budget) as cache:
-            for part in IDS[None].split(fm.trace.split(60, prefill), 1):
-                lm.model(input_ids=part, past_key_values=cache)
-        replayed = replay(trace, policy, budget, prefill)
-        assert torch.equal(replayed[0], cache.expiry[0])
-        assert (replayed[0] <= torch.arange(60) + 16).all() and (replayed[1] == 61).sum(-1).eq(budget).all()
+    assert trace.windows == (16, None) and trace.window().tolist() == [16, 16, 48, 48]
+    with fm.finite(lm.model, policy, budget) as cache:
+        for part in IDS[None].split(fm.trace.split(48, prefill), 1):
+            lm.model(input_ids=part, past_key_values=cache)
+    replayed = replay(trace, policy, budget, prefill)
+    assert torch.equal(replayed[0], cache.expiry[0])
+    assert (replayed[0] <= torch.arange(48) + 16).all() and (replayed[1] == 49).sum(-1).eq(budget).all()
 
 
 def test_all_layers_and_heads_at_once(trace):
@@ -208,7 +206,7 @@ def test_all_layers_and_heads_at_once(trace):
             return -view.age.float()
 
     replay(trace, Counting(), 10)
-    assert shapes == [(6, 11)] * 50  # one call a step; none before the budget is full
+    assert shapes == [(6, 11)] * 38  # one call a step; none before the budget is full
 
 
 def test_every_call_is_observed_where_a_policy_observes(trace):
@@ -223,7 +221,7 @@ def test_every_call_is_observed_where_a_policy_observes(trace):
             return -view.age.float()
 
     replay(trace, Observing(), 10, prefill=(4, 20))
-    assert calls == [4, 20] + [1] * 36
+    assert calls == [4, 20] + [1] * 24
 
 
 def test_joining_the_first_calls_changes_nothing(trace):
@@ -231,17 +229,17 @@ def test_joining_the_first_calls_changes_nothing(trace):
         def observe(self, view, stats):  # as the inherited one, but its own: no calls are joined
             return stats
 
-    for prefill in (1, 5, (3, 4, 9), 60):
+    for prefill in (1, 5, (3, 4, 9), 48):
         assert torch.equal(replay(trace, SlidingWindow(), 8, prefill), replay(trace, Watching(), 8, prefill))
 
 
 def test_progress_and_cancel(trace):
     told = []
     replay(trace, H2O(), 8, progress=told.append)
-    assert told == [60]
+    assert told == [48]
     long = fm.record(fm.tiny(), torch.arange(200), dtype=torch.float32, layers=[0])
     replay(long, H2O(), 8, progress=told.append)
-    assert told == [60, 64, 128, 192, 200]
+    assert told == [48, 64, 128, 192, 200]
 
     def cancel(done):
         told.append(done)
@@ -272,7 +270,7 @@ def test_under_inference_mode(tiny, trace, policy):
 
 
 def test_budgets_and_prefills_that_mean_nothing(trace):
-    assert (replay(trace, H2O(), 1_000) == 61).all()
+    assert (replay(trace, H2O(), 1_000) == 49).all()
     for wrong in (0, -1):
         with pytest.raises(fm.BudgetError, match=f"budget {wrong} < 1"):
             replay(trace, H2O(), wrong)

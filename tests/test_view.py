@@ -73,7 +73,11 @@ def test_received_is_the_sum_over_all_queries_in_any_workspace(monkeypatch, work
     view = build(new=new)
     torch.testing.assert_close(view.received(), view.attention(last=new).sum(1))
     blocks = view.blocks()
-    assert blocks[0][0] == 0 and blocks[-1][1] == new and all(a[1] == b[0] for a, b in zip(blocks, blocks[1:]))
+    assert (
+        blocks[0][0] == 0
+        and blocks[-1][1] == new
+        and all(a[1] == b[0] for a, b in zip(blocks[:-1], blocks[1:], strict=True))
+    )
     assert (len(blocks) == 1) == (workspace == 1 << 24 or new == 1)
 
 
@@ -84,9 +88,8 @@ def test_what_is_not_asked_for_is_never_computed():
         return lambda: made.append(name) or torch.zeros(4, 6, DIMENSION)
 
     bag, positions = Bag.of(1, [0, 1], 2, 1), torch.arange(6).expand(4, 6)
-    lazy = View(
-        bag, positions, 6, torch.full((4,), 3), scaling=1.0, keys=make("keys"), values=make("values"), queries=make("queries")
-    )  # fmt: skip
+    makers = {name: make(name) for name in ("keys", "values", "queries")}
+    lazy = View(bag, positions, 6, torch.full((4,), 3), scaling=1.0, **makers)
     assert (lazy.new, lazy.age[0].tolist(), lazy.head.tolist()) == (6, [5, 4, 3, 2, 1, 0], [0, 1, 0, 1])
     assert (lazy.query_aware, lazy.window, lazy.softcap, lazy.scaling) == (False, None, None, 1.0)
     assert made == []
@@ -99,7 +102,7 @@ def test_what_is_not_asked_for_is_never_computed():
 
 def test_rows_stand_in_the_order_sequence_layer_head():
     bag = Bag.of(2, [5, 9], 2, 3)
-    rows = list(zip(bag.sequence.tolist(), bag.layer.tolist(), bag.head.tolist()))
+    rows = list(zip(bag.sequence.tolist(), bag.layer.tolist(), bag.head.tolist(), strict=True))
     assert rows == [(s, layer, h) for s in (0, 1) for layer in (5, 9) for h in (0, 1)]
     assert len(bag) == 8 and bag.leader.tolist() == [0, 0, 2, 2, 4, 4, 6, 6]
 
