@@ -132,10 +132,10 @@ def keeps_the_budget(policy: Policy) -> None:
         pinned = [set()] * len(slots.bag)
         if evicted is not None:
             places, scores = slots.staged_positions(), policy.score(view, stats)
-            pinned = [set(p[s == torch.inf].tolist()) for p, s in zip(places, scores)]
+            pinned = [set(p[s == torch.inf].tolist()) for p, s in zip(places, scores, strict=True)]
         slots.settle(stats, evicted)
         _need(slots.held <= budget, f"{slots.held} entries held under a budget of {budget}")
-        for row, must in zip(slots.positions.tolist(), pinned):
+        for row, must in zip(slots.positions.tolist(), pinned, strict=True):
             _need(must <= set(row), f"pinned positions {sorted(must - set(row))} were evicted")
 
 
@@ -217,7 +217,7 @@ def example(entries: int, new: int, seed: int = 0, sequences: int = 1, budget: i
     first = [draw(rows, entries), draw(rows, entries), draw(rows * GROUPS, new)]
     if sequences > 1:  # the first sequence is the one that `sequences=1` draws
         alone = example(entries, new, seed)
-        for drawn, same in zip(first, (alone.keys, alone.values, alone.queries)):
+        for drawn, same in zip(first, (alone.keys, alone.values, alone.queries), strict=True):
             drawn[0] = same
     keys, values, queries = (drawn.flatten(0, 1) for drawn in first)
     positions = torch.arange(entries).expand(rows, entries).clone()

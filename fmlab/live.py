@@ -90,7 +90,7 @@ class FiniteLayer(CacheLayerMixin):
     def get_max_cache_shape(self) -> int:
         return -1
 
-    def reorder_cache(self, beam_idx: Int[Tensor, "beams"]) -> None:
+    def reorder_cache(self, beam_idx: Int[Tensor, " beams"]) -> None:
         rows = torch.arange(len(self.slots.bag), device=self.device).view(self.batch, -1)
         self.slots.take(rows[beam_idx.to(self.device)].flatten())
 

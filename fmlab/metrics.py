@@ -1,5 +1,7 @@
 """What a run kept: attention-mass recall, retention by third, presence of a fact, footprint, all read off the expiry."""
 
+import itertools
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -72,7 +74,7 @@ def thirds(expiry: Int[Tensor, "*heads tokens"]) -> tuple[Tensor, Tensor, Tensor
     if tokens < 3:
         raise ValueError(f"a run of {tokens} tokens has no thirds; give 3 or more")
     cuts = [0, tokens // 3, 2 * tokens // 3, tokens]
-    return tuple(present(expiry, start, stop) for start, stop in zip(cuts, cuts[1:]))
+    return tuple(present(expiry, start, stop) for start, stop in itertools.pairwise(cuts))
 
 
 def footprint(expiry: Int[Tensor, "*heads tokens"]) -> Float[Tensor, "*heads"]:

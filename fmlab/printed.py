@@ -118,11 +118,12 @@ def headline(passage: Passage, rows: Sequence[Row]) -> str:
 def notes(passage: Passage, rows: Sequence[Row]) -> list[str]:
     """What the figures mean and what they do not say."""
     row = rows[0]
-    calls = "in one call of the model" if row["chunk"] is None else f"in calls of {row['chunk']} tokens"
+    one_call = "in one call of the model, followed by one eviction"
+    calls = one_call if row["chunk"] is None else f"in calls of {row['chunk']} tokens, each followed by an eviction"
     clusters = max(row["clusters"] or 0 for row in rows)
     said = [
-        f"The context is read {calls}, each followed by an eviction down to the budget. early, middle, late: share of "
-        "its tokens, by third, that a KV head then holds, mean over all heads.",
+        f"The context is read {calls} down to the budget. early, middle, late: share of its tokens, by third, that a "
+        "KV head then holds, mean over all heads.",
         "recall: share of the full cache's attention that lies on what is held, mean over the scored tail's queries "
         f"and the KV heads of {row['recall_layers']} layers; p10: what nine of ten (query, head) pairs exceed.",
         "NLL +: nats a token by which the tail is less likely than with the full cache, on the same tokens, all "

@@ -43,7 +43,7 @@ class Slots:
     entry evicted last, and the newcomer overwrites it: O(1) bytes a step.
     """
 
-    def __init__(self, bag: Bag, budget: int, meter: Meter | None = None, window: Int[Tensor, "heads"] | None = None):
+    def __init__(self, bag: Bag, budget: int, meter: Meter | None = None, window: Int[Tensor, " heads"] | None = None):
         self.bag, self.budget, self.meter, self.window = bag, budget, meter or Meter(), window
         device = bag.layer.device
         self.held = self.seen = 0
@@ -160,7 +160,7 @@ class Slots:
         """Allocated bytes of everything else: positions, the policy's columns, the record of expiries."""
         return sum(t.untyped_storage().nbytes() for t in (self._positions, self._expiry, *self.stats.values()))
 
-    def take(self, rows: Int[Tensor, "taken"]) -> None:
+    def take(self, rows: Int[Tensor, " taken"]) -> None:
         """Replace the heads by those at `rows` (a beam search moves whole sequences about)."""
         with normal_tensors():
             self._positions, self._expiry = self._positions[rows], self._expiry[rows]

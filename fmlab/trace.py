@@ -32,7 +32,7 @@ class Trace:
     window, or None; `scaling` and `softcap` as the model's attention uses them.
     """
 
-    ids: Int[Tensor, "tokens"]
+    ids: Int[Tensor, " tokens"]
     tokens: tuple[str, ...]
     layers: tuple[int, ...]
     model: str
@@ -76,7 +76,7 @@ class Trace:
         """All heads of all recorded layers as one bag, in the order layer, head."""
         return Bag.of(1, list(self.layers), self.kv_heads, self.groups)
 
-    def window(self) -> Int[Tensor, "heads"] | None:
+    def window(self) -> Int[Tensor, " heads"] | None:
         """The sliding window of each row of the bag (the length of the trace where a layer has none), or None for all."""
         if not any(self.windows):
             return None

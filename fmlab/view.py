@@ -17,9 +17,9 @@ class Bag:
     """Which heads share the axis of a view: one entry of each field per row. A live layer brings batch x its KV heads,
     a replay all layers at once."""
 
-    sequence: Int[Tensor, "heads"]  # which sample of the batch
-    layer: Int[Tensor, "heads"]
-    head: Int[Tensor, "heads"]  # which KV head of the layer
+    sequence: Int[Tensor, " heads"]  # which sample of the batch
+    layer: Int[Tensor, " heads"]
+    head: Int[Tensor, " heads"]  # which KV head of the layer
     groups: int  # query heads a KV head
 
     @classmethod
@@ -34,7 +34,7 @@ class Bag:
         return len(self.layer)
 
     @cached_property
-    def leader(self) -> Int[Tensor, "heads"]:
+    def leader(self) -> Int[Tensor, " heads"]:
         """For each row the first row of its sequence and layer."""
         return (self.same_layer > 0).int().argmax(-1)
 
@@ -58,14 +58,14 @@ class View:
         bag: Bag,
         positions: Int[Tensor, "heads n"],
         new: int,
-        budget: Int[Tensor, "heads"],
+        budget: Int[Tensor, " heads"],
         *,
         scaling: float,
         keys: Callable[[], Tensor],
         values: Callable[[], Tensor],
         queries: Callable[[], Tensor],
         softcap: float | None = None,
-        window: Int[Tensor, "heads"] | None = None,
+        window: Int[Tensor, " heads"] | None = None,
         query_aware: bool = False,
         newest: int | None = None,
     ):

@@ -9,6 +9,25 @@ import harness
 import pytest
 
 SCREENSHOTS = harness.ROOT / "screenshots"
+VIEWPORT = {"width": 1400, "height": 1150}
+SLOW = """
+from dataclasses import dataclass
+import time
+
+@dataclass(frozen=True)
+class Snail(fm.Policy):
+    'Takes its time.'
+    seconds: float = 2.0
+    def score(self, view, stats):
+        time.sleep(self.seconds / 100)
+        return -view.age.float()
+
+@dataclass(frozen=True)
+class Broken(fm.Policy):
+    'Raises.'
+    def score(self, view, stats):
+        raise RuntimeError('the seal <b>has</b> the belt; feed it first')
+"""
 
 
 def need(there: object, what: str) -> None:
@@ -48,10 +67,8 @@ def new_page(chromium) -> Iterator[Callable]:
     contexts, errors = [], []
 
     def make(**options):
-        context = chromium.new_context(viewport={"width": 1400, "height": 1150}, **options)
+        page, context = open_page(chromium, errors, **options)
         contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
         return page
 
     yield make
@@ -60,24 +77,62 @@ def new_page(chromium) -> Iterator[Callable]:
     assert not errors, errors
 
 
+def open_page(chromium, errors: list[str], **options):
+    context = chromium.new_context(viewport=VIEWPORT, **options)
+    page = context.new_page()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    return page, context
+
+
+def open_cells(lab: harness.Lab, page, name: str, *cells: str) -> None:
+    """Open a notebook of these cells, run them, and wait until every Explorer in it has drawn."""
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    harness.open_notebook(lab, page, lab.notebook(f"{name}.ipynb", *cells))
+    harness.run_all(page)
+    page.wait_for_function(
+        """() => [...document.querySelectorAll('.fmlab')].every(
+            (root) => root.parentElement.querySelector('[data-paints]'))"""
+    )
+    page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
+
+
 @pytest.fixture
 def notebook(lab, new_page, request) -> Callable:
-    """Opens a notebook of the given cells, runs them, and waits until every Explorer in it has drawn."""
+    """Opens a notebook of the given cells in a page of its own."""
 
     def run(*cells: str):
         page = new_page()
-        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-        name = request.node.name.rstrip("]").replace("[", "-")
-        harness.open_notebook(lab, page, lab.notebook(f"{name}.ipynb", *cells))
-        harness.run_all(page)
-        page.wait_for_function(
-            """() => [...document.querySelectorAll('.fmlab')].every(
-                (root) => root.parentElement.querySelector('[data-paints]'))"""
-        )
-        page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
+        open_cells(lab, page, request.node.name.rstrip("]").replace("[", "-"), *cells)
         return page
 
     return run
+
+
+@pytest.fixture(scope="module")
+def opened_tour(lab, chromium) -> Iterator[tuple]:
+    """One notebook with the Explorer on the shipped text, and policies that are slow and broken, for many tests."""
+    errors: list[str] = []
+    page, context = open_page(chromium, errors)
+    open_cells(lab, page, "tour", harness.TOUR, SLOW)
+    yield page, errors
+    context.close()
+
+
+@pytest.fixture
+def page(opened_tour):
+    """That notebook, as it was when it was opened; the test ends with an error if anything went wrong in the page."""
+    page, errors = opened_tour
+    errors.clear()
+    page.set_viewport_size(VIEWPORT)
+    harness.execute(page, "view.show(fm.policies.H2O(), against=None, budget=96, step=709, mode='pair').wait()")
+    page.wait_for_function("() => document.querySelector('.fm-map-title').textContent === 'H2O(recent=0.5), budget 96'")
+    page.locator(".fm-over").first.focus()
+    page.keyboard.press("Escape")
+    page.evaluate("document.activeElement.blur()")
+    page.mouse.move(5, 5)
+    page.locator(".fmlab").scroll_into_view_if_needed()
+    yield page
+    assert not errors, errors
 
 
 @pytest.fixture

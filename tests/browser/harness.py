@@ -23,6 +23,7 @@ FLAGS = [
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 ]  # fmt: skip
 START_SECONDS = 120
+TOUR = "import fmlab as fm\nview = fm.explore()\nview"  # the Explorer on the shipped text
 
 
 def chromium() -> str | None:

@@ -2,8 +2,8 @@
 
 import harness
 import pytest
+from harness import TOUR
 
-TOUR = "import fmlab as fm\nview = fm.explore()\nview"
 SMALL = """
 import fmlab as fm
 lm = fm.tiny()
@@ -11,25 +11,6 @@ trace = fm.record(lm, {text!r}, layers=[0, 2])
 view = fm.explore(trace, lm=lm)
 view
 """
-SLOW = """
-from dataclasses import dataclass
-import time
-
-@dataclass(frozen=True)
-class Snail(fm.Policy):
-    'Takes its time.'
-    seconds: float = 2.0
-    def score(self, view, stats):
-        time.sleep(self.seconds / 100)
-        return -view.age.float()
-
-@dataclass(frozen=True)
-class Broken(fm.Policy):
-    'Raises.'
-    def score(self, view, stats):
-        raise RuntimeError('the seal <b>has</b> the belt; feed it first')
-"""
-
 MAP, TEXT, BUDGET = ".fm-map:not([hidden]) .fm-over", ".fm-text-box:not([hidden]) .fm-text", ".fm-budget"
 
 
@@ -65,8 +46,7 @@ def pick(page, side: str, name: str) -> None:
     page.locator(f".fm-picker-{side} .fm-policy").select_option(label=name)
 
 
-def test_the_slider_changes_map_text_and_figures(notebook, screenshot):
-    page = notebook(TOUR)
+def test_the_slider_changes_map_text_and_figures(page, screenshot):
     page.locator(".fmlab").scroll_into_view_if_needed()
     screenshot(page, "explorer-light")
     before, pixels, figures = struck(page), picture(page), page.locator(".fm-figures tbody").inner_text()
@@ -87,8 +67,7 @@ def test_the_slider_changes_map_text_and_figures(notebook, screenshot):
     assert struck(page) == 0
 
 
-def test_a_budget_that_is_not_at_hand_is_replayed(notebook):
-    page = notebook(TOUR)
+def test_a_budget_that_is_not_at_hand_is_replayed(page):
     box = page.locator(".fm-budget-box")
     box.fill("100")
     box.press("Enter")
@@ -101,8 +80,7 @@ def test_a_budget_that_is_not_at_hand_is_replayed(notebook):
     assert harness.execute(page, "print(view.choice.budget)").strip() == "100"
 
 
-def test_the_keyboard_reaches_everything_and_never_the_notebook(notebook):
-    page = notebook(TOUR)
+def test_the_keyboard_reaches_everything_and_never_the_notebook(page):
     before = cells(page)
     page.locator(MAP).focus()
     steps = [("ArrowLeft", 708), ("Home", 0), ("ArrowRight", 1), ("Shift+ArrowRight", 11), ("PageUp", 82)]
@@ -139,8 +117,7 @@ def test_the_keyboard_reaches_everything_and_never_the_notebook(notebook):
         assert stop in seen
 
 
-def test_map_and_text_light_up_together(notebook, screenshot):
-    page = notebook(TOUR)
+def test_map_and_text_light_up_together(page, screenshot):
     page.locator(".fmlab").scroll_into_view_if_needed()
     scrolled = "document.querySelector('.jp-WindowedPanel-outer, .jp-Notebook').scrollTop"
     where = page.evaluate(scrolled)
@@ -171,8 +148,7 @@ def test_map_and_text_light_up_together(notebook, screenshot):
     assert harness.execute(page, "print(view.step)").strip() == "355"
 
 
-def test_the_wheel_zooms_a_focused_map_only(notebook):
-    page = notebook(TOUR)
+def test_the_wheel_zooms_a_focused_map_only(page):
     over, tick = page.locator(MAP), page.locator(".fm-x-axis .fm-tick")
     over.scroll_into_view_if_needed()
     whole = tick.all_inner_texts()
@@ -189,8 +165,7 @@ def test_the_wheel_zooms_a_focused_map_only(notebook):
     assert tick.all_inner_texts() == whole
 
 
-def test_play_reads_the_text(notebook):
-    page = notebook(TOUR)
+def test_play_reads_the_text(page):
     page.get_by_role("button", name="Play the reading").click()
     page.wait_for_function(
         "() => { const at = +document.querySelector('.fm-step').value; return at > 20 && at < 600; }"
@@ -201,8 +176,7 @@ def test_play_reads_the_text(notebook):
     assert page.locator(".fm-step").input_value() == at
 
 
-def test_two_policies_side_by_side_and_their_difference(notebook, screenshot):
-    page = notebook(TOUR)
+def test_two_policies_side_by_side_and_their_difference(page, screenshot):
     assert page.locator(".fm-map:not([hidden])").count() == 1
     pick(page, "b", "SinkWindow")
     await_label(page, "SinkWindow(sinks=4), budget 96", at=1)
@@ -228,8 +202,7 @@ def test_two_policies_side_by_side_and_their_difference(notebook, screenshot):
     assert page.locator(".fm-segments").is_hidden()
 
 
-def test_dark_and_light(notebook, screenshot):
-    page = notebook(TOUR)
+def test_dark_and_light(page, screenshot):
     harness.execute(page, "view.show(fm.policies.H2O(), against=fm.policies.TOVA())")
     await_label(page, "TOVA()", at=1)
     page.locator(".fmlab").scroll_into_view_if_needed()
@@ -328,8 +301,7 @@ def test_a_policy_of_a_cell_appears_once_with_its_settings(notebook):
     assert page.locator(".fm-map-title").first.inner_text() == "EarlyBird(extra=3), budget 96"
 
 
-def test_settings_are_controls_of_their_kind(notebook):
-    page = notebook(TOUR)
+def test_settings_are_controls_of_their_kind(page):
     recent = page.locator(".fm-picker-a").get_by_label("recent")
     assert recent.get_attribute("type") == "range"
     recent.focus()
@@ -349,8 +321,7 @@ def test_settings_are_controls_of_their_kind(notebook):
     assert page.locator(".fm-error").count() == 0
 
 
-def test_what_a_policy_raises_is_shown(notebook, screenshot):
-    page = notebook(TOUR, SLOW)
+def test_what_a_policy_raises_is_shown(page, screenshot):
     pick(page, "a", "Broken")
     page.locator(".fm-error").wait_for()
     assert page.locator(".fm-error-text").inner_text() == "RuntimeError: the seal <b>has</b> the belt; feed it first"
@@ -360,8 +331,7 @@ def test_what_a_policy_raises_is_shown(notebook, screenshot):
     screenshot(page, "explorer-error")
 
 
-def test_a_slow_policy_is_busy_and_can_be_cancelled(notebook, screenshot):
-    page = notebook(TOUR, SLOW)
+def test_a_slow_policy_is_busy_and_can_be_cancelled(page, screenshot):
     before = picture(page)
     pick(page, "a", "Snail")
     page.wait_for_function("() => document.querySelector('.fm-status').textContent.includes('Replaying Snail')")
@@ -419,8 +389,7 @@ def test_the_model_answers_beside_the_full_cache(notebook, screenshot):
     screenshot(page, "explorer-answers")
 
 
-def test_a_narrow_page_keeps_everything_in_sight(notebook, screenshot):
-    page = notebook(TOUR)
+def test_a_narrow_page_keeps_everything_in_sight(page, screenshot):
     page.set_viewport_size({"width": 620, "height": 1100})
     page.wait_for_timeout(500)
     wide = page.locator(".fmlab").evaluate("(root) => root.scrollWidth - root.clientWidth")
@@ -433,8 +402,7 @@ def test_a_narrow_page_keeps_everything_in_sight(notebook, screenshot):
     screenshot(page, "explorer-narrow")
 
 
-def test_the_written_page_opens_from_a_file_without_a_network(lab, notebook, new_page, screenshot):
-    page = notebook(TOUR)
+def test_the_written_page_opens_from_a_file_without_a_network(lab, page, new_page, screenshot):
     harness.execute(page, "view.show(against=fm.policies.TOVA(), step=300).wait().to_html('view.html')")
     for scheme in ("light", "dark"):
         alone = new_page(offline=True, color_scheme=scheme)
