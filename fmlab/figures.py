@@ -38,7 +38,6 @@ pio.templates[TEMPLATE] = go.layout.Template(
         "title": {"font": {"size": 15}, "x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "container",
                   "yanchor": "top", "pad": {"t": 10}},
         "margin": {"l": 64, "r": 16, "t": 44, "b": 52},
-        "annotationdefaults": {"font": {"size": 13}},
         "xaxis": _AXIS,
         "yaxis": _AXIS,
         "legend": {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
@@ -216,7 +215,7 @@ def _by_budget(table: pd.DataFrame, column: str, low: str | None = None, high: s
     for value in rows.loc[rows["budget"].isna(), column].unique():
         figure.add_hline(
             value, line={"color": NEUTRAL, "dash": "dot", "width": 1.5},
-            annotation={"text": FULL, "font": {"size": 12}, "yanchor": "bottom"}, annotation_position="top left",
+            annotation={"text": FULL, "yanchor": "bottom"}, annotation_position="top left",
         )  # fmt: skip
     figure.update_xaxes(
         title_text="budget, entries a KV head", tickvals=list(range(len(budgets))), ticktext=[str(b) for b in budgets],
@@ -290,4 +289,5 @@ def _check(table: pd.DataFrame, *columns: str) -> None:
 
 
 def _finish(figure: go.Figure, title: str, height: int = 420, top: int = 44) -> go.Figure:
+    figure.update_annotations(font_size=12)  # panel titles, which make_subplots makes larger than the figure's own
     return figure.update_layout(template=TEMPLATE, title_text=title, height=height, margin_t=top)

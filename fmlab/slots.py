@@ -62,6 +62,7 @@ class Slots:
         with normal_tensors():
             if self._expiry.shape[1] < self.seen + new:
                 self._expiry = pad(self._expiry, (0, max(new, RECORD)), value=NEVER)
+                self._count()
             if new > 1:
                 self._close_gap()
             stats = {k: c if c.shape[1] == total else pad(c[:, : self.held], (0, new)) for k, c in self.stats.items()}
@@ -118,9 +119,11 @@ class Slots:
                 stats = {name: column.scatter(1, evicted, 0) for name, column in stats.items()}
             else:
                 stats = {name: column.clone() for name, column in stats.items()}
+        steady = now.new == 1 and self._free is not None  # then every tensor was replaced by one of its size
         self._positions, self.data, self.stats, self._free = positions, data, stats, free
         self.held, self.seen, self._staged = held, seen, None
-        self._count()
+        if not steady:
+            self._count()
 
     @property
     def interrupted(self) -> bool:

@@ -130,6 +130,8 @@ def page(opened_tour):
     page.keyboard.press("Escape")
     page.evaluate("document.activeElement.blur()")
     page.mouse.move(5, 5)
+    page.locator(".fm-question").fill("")
+    page.evaluate("document.querySelectorAll('.fm-text').forEach((text) => { text.scrollTop = 0; })")
     page.locator(".fmlab").scroll_into_view_if_needed()
     yield page
     assert not errors, errors

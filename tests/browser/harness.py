@@ -177,3 +177,12 @@ def execute(page, code: str) -> str:
         }""",
         code,
     )
+
+
+def start(page, code: str) -> None:
+    """Let the notebook's kernel run code, and do not wait for it."""
+    page.evaluate(
+        """(code) => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel
+            .requestExecute({code, store_history: false}); }""",
+        code,
+    )

@@ -103,10 +103,10 @@ def test_the_keyboard_reaches_everything_and_never_the_notebook(page):
     assert page.locator(".fm-readout").inner_text().startswith("Token 708 ")
     for place in (MAP, TEXT, BUDGET, ".fm-step", ".fm-policy >> nth=0", ".fm-play", ".fm-copy", ".fm-question"):
         page.locator(place).first.focus()
-        for key in "abxddmzy":  # each of them is a command of the notebook
+        for key in "abmy":  # each of them is a command of the notebook: insert above, below, make Markdown, code
             page.keyboard.press(key)
     assert cells(page) == before
-    assert page.locator(".fm-question").input_value() == "abxddmzy"
+    assert page.locator(".fm-question").input_value() == "abmy"
     page.evaluate("document.activeElement.blur()")
     page.locator(".fm-budget").focus()
     seen = []
@@ -212,10 +212,11 @@ def test_dark_and_light(page, screenshot):
     page.wait_for_function("(ink) => getComputedStyle(document.querySelector('.fm-title')).color !== ink", arg=ink)
     page.wait_for_timeout(700)
     assert picture(page) != light
-    corner = page.locator(".fm-base").first.evaluate(
-        "(canvas) => [...canvas.getContext('2d').getImageData(5, canvas.height - 5, 1, 1).data]"
-    )
-    assert max(corner[:3]) < 60  # what has not been read yet is as dark as the page
+    look = """(canvas) => [[5, canvas.height - 5], [2, 1], [canvas.width - 20, canvas.height >> 1]]
+        .map(([x, y]) => [...canvas.getContext('2d').getImageData(x, y, 1, 1).data.slice(0, 3)])"""
+    unread, held, gone = page.locator(".fm-base").nth(1).evaluate(look)
+    assert max(unread) < 60 and max(gone) < 90  # as dark as the page
+    assert held == [230, 159, 0]  # the lighter orange of the dark theme
     screenshot(page, "explorer-dark")
     page.get_by_text("Difference", exact=True).click()
     await_label(page, "who holds what")
@@ -225,17 +226,35 @@ def test_dark_and_light(page, screenshot):
     page.wait_for_function("(light) => document.querySelector('.fm-base').toDataURL() === light", arg=light)
 
 
+MARKUP = [
+    "<script>window.hacked = 1</script>",
+    " <img src=x onerror='window.hacked = 2'>",
+    " a",
+    " 🦭",
+    " &amp;",
+    "\n",
+    "<b>",
+]
+
+
 def test_token_text_stays_text(notebook, screenshot):
-    text = "<script>window.hacked = 1</script> <img src=x onerror='window.hacked = 2'> a 🦭 &amp; “quotes”\n next line"
-    page = notebook(SMALL.format(text=text))
-    assert page.locator(TEXT).evaluate("(node) => node.textContent") == text
-    assert page.locator(".fm-text script, .fm-text img").count() == 0
+    page = notebook(
+        f"""
+import fmlab as fm
+from dataclasses import replace
+tokens = {MARKUP!r}
+trace = replace(fm.record(fm.tiny(), "1234567"), tokens=tuple(tokens))
+view = fm.explore(trace).show(budget=3)
+view
+"""
+    )
+    assert page.locator(TEXT).locator("span").all_text_contents() == MARKUP
+    assert page.locator(".fm-text script, .fm-text img, .fm-text b").count() == 0
+    for token in (0, 1, 3, 6):
+        page.locator(TEXT).locator("span").nth(token).hover()
+        assert MARKUP[token].strip() in page.locator(".fm-readout").inner_text()
+    assert page.locator(".fm-readout *").count() == 0
     assert page.evaluate("window.hacked") is None
-    start = text.index("🦭")
-    spans = page.locator(TEXT).locator("span")
-    seal = next(k for k in range(start, start + 6) if spans.nth(k).text_content() == "🦭")
-    spans.nth(seal).hover()
-    assert "“🦭”" in page.locator(".fm-readout").inner_text()
     screenshot(page, "explorer-markup")
 
 
@@ -345,6 +364,17 @@ def test_a_slow_policy_is_busy_and_can_be_cancelled(page, screenshot):
     page.locator(BUDGET).focus()
     page.keyboard.press("ArrowRight")
     await_label(page, "H2O(recent=0.5), budget 128")
+
+
+def test_a_busy_kernel_is_told_and_the_move_is_not_lost(page):
+    harness.start(page, "time.sleep(4)")
+    page.locator(BUDGET).focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("() => document.querySelector('.fm-status').textContent.startsWith('The kernel is busy')")
+    assert page.locator(".fm-budget-box").input_value() == "160"
+    await_label(page, "H2O(recent=0.5), budget 160")
+    assert page.locator(".fm-status").inner_text() == ""
 
 
 @pytest.mark.parametrize(

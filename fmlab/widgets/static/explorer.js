@@ -121,7 +121,10 @@ class Explorer {
     this.sent += 1;
     const mine = this.sent;
     this.send("choose", { seq: mine, choice: this.choice });
-    setTimeout(() => { if (this.settled < mine) this.finish(mine); }, 1500);  // the kernel may be busy with a cell
+    this.patience = setTimeout(() => {
+      const words = h("span", { class: "fm-status-text" }, "The kernel is busy with a cell; the picture follows when it is free.");
+      if (this.settled < mine) this.status.replaceChildren(words);
+    }, 600);
   }
 
   settle() {
@@ -131,6 +134,8 @@ class Explorer {
   }
 
   finish(seq) {
+    clearTimeout(this.patience);
+    this.showStatus();
     this.settled = Math.max(this.settled, seq);
     if (this.settled !== this.sent) return;
     if (this.waiting) this.request();
@@ -219,6 +224,7 @@ class Explorer {
   close() {
     this.view.stop();
     clearTimeout(this.stepTimer);
+    clearTimeout(this.patience);
     this.forget();
   }
 }
