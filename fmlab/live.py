@@ -130,7 +130,7 @@ class FiniteCache(Cache):
         if seen == 0:
             return torch.empty(len(self.layers), self._kv_heads, 0, dtype=torch.int64)
         batch = self.layers[0].batch
-        rows = torch.stack([layer.slots.expiry(seen).view(batch, -1, seen) for layer in self.layers], 1)
+        rows = torch.stack([layer.slots.expiry(seen).view(batch, -1, seen).cpu() for layer in self.layers], 1)
         return rows.squeeze(0) if batch == 1 else rows
 
     def positions(self, layer: int) -> Int[Tensor, "*batch kv_heads slots"]:

@@ -147,6 +147,19 @@ def test_full_budget_generates_what_the_stock_model_generates(arch, way):
     assert torch.equal(ours, stock) and cache.seen == 51
 
 
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_generation_under_a_policy_is_the_argmax_of_the_masked_pass(policy):
+    """Over two turns, with the whole conversation handed in again, as chats do."""
+    model = fm.tiny().model
+    settings = dict(max_new_tokens=8, do_sample=False)
+    with fm.finite(model, policy, 12) as cache:
+        first = model.generate(IDS[:1, :30], past_key_values=cache, **settings)
+        second = model.generate(torch.cat([first, IDS[1:, :5]], 1), past_key_values=cache, **settings)
+    best = masked_logits(model, second[:, :-1], cache.expiry).argmax(-1)
+    assert cache.seen == 50 and second.shape == (1, 51)
+    assert torch.equal(best[:, 29:37], second[:, 30:38]) and torch.equal(best[:, 42:], second[:, 43:])
+
+
 @pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("policy", [H2O(), TOVA()], ids=repr)
 def test_beams_move_what_a_sequence_remembers(policy, inference):
@@ -224,6 +237,17 @@ def test_bytes(policy, calls):
             peak = max(peak, cache.nbytes + cache.overhead_nbytes)
             assert cache.peak_nbytes >= peak
         assert cache.peak_nbytes >= (max(calls) - 1) * slot // 3  # at the last, one layer holds the chunk
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arch", ARCHES)
+def test_a_chunk_below_the_budget_is_kept_without_what_it_was_cut_from(arch):
+    """GPT-NeoX computes queries, keys and values as one tensor, and a piece of a tensor keeps all of it alive."""
+    model = fm.tiny(arch).model
+    with fm.finite(model, SinkWindow(), 8) as cache:
+        model(input_ids=IDS[:1, :5], past_key_values=cache)
+    heads = model.config.num_key_value_heads if arch != "gpt_neox" else model.config.num_attention_heads
+    assert cache.nbytes == 3 * heads * 8 * 5 * 2 * 4
 
 
 @torch.no_grad()

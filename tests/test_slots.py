@@ -143,7 +143,7 @@ def test_an_interrupted_call_has_not_happened():
 
 
 def test_take_moves_everything_that_a_head_holds():
-    slots = Slots(Bag.of(3, [0], 1, 1), 4)
+    slots = Slots(Bag.of(1, [0, 1, 2], 1, 1), 4)  # three layers, so that the lots differ
     lists = list(run(slots, [6, 1, 1]))[-1].positions.tolist()
     expiry = slots.expiry().tolist()
     slots.take(torch.tensor([2, 2, 0]))
