@@ -268,6 +268,14 @@ def test_a_newer_choice_overtakes_a_slow_one(explore):
     assert shown.choice.policy == fm.policies.SlidingWindow() and shown.status["state"] == "ready"
 
 
+def test_changes_add_up_before_the_first_is_drawn(explore):
+    shown = explore()
+    GATE.clear()
+    shown.show(Slow(), budget=9).show(against=fm.policies.TOVA()).show(layer=2)
+    GATE.set()
+    assert shown.wait().choice == Choice(Slow(), 9, fm.policies.TOVA(), layer=2)
+
+
 def test_two_explorers_do_not_share(explore):
     first, second = explore(), explore()
     first.show(fm.policies.KeyNorm(), budget=8, step=3).wait()

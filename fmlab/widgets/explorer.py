@@ -91,7 +91,7 @@ class Explorer(Stepped):
         self._error: BaseException | None = None
         budgets = budget_grid(trace, self.replays)
         start = Choice(fm.policies.H2O(), min(budgets, key=lambda budget: abs(budget - len(trace) / 8)))
-        self._sent, self._ack = start.sendable(), {}
+        self._wanted, self._sent, self._ack = start, start.sendable(), {}
         super().__init__(
             tokens=list(trace.tokens),
             go={"step": len(trace) - 1},
@@ -130,12 +130,13 @@ class Explorer(Stepped):
         `policy`, `against` (a second policy or None), `budget`, `layer` and `head` (None: the mean), `prefill`, `mode`
         ("pair" or "difference"), `step`. Raises ValueError for what this trace cannot show.
         """
-        base = self.choice or Choice.read(self._sent)
-        choice = base.change(**changes, policy=base.policy if policy is None else policy).check(self.trace)
+        if policy is not None:
+            changes["policy"] = policy
+        choice = self._wanted.change(**changes).check(self.trace)
         if step is not None:
             self.step = step
         with self._lock:
-            self._sent = choice.sendable()
+            self._wanted, self._sent = choice, choice.sendable()
         self._submit(lambda ticket: self._replay(ticket, choice), PATIENCE_SECONDS)
         return self
 
@@ -172,6 +173,9 @@ class Explorer(Stepped):
 
     def _replay(self, ticket: Ticket, choice: Choice) -> None:
         choice.check(self.trace)
+        with self._lock:
+            if self._sent == choice.sendable():  # nothing else has been asked for in the meantime
+                self._wanted = choice
         start, told = time.perf_counter(), 0.0
 
         def progress(policy: fm.Policy) -> Callable[[int], None]:
@@ -243,6 +247,7 @@ class Explorer(Stepped):
     def _failed(self, ticket: Ticket, error: BaseException) -> None:
         with self._lock, self.hold_sync():
             ticket.ended = True
+            self._wanted = self.choice or self._wanted
             if isinstance(error, Cancelled):
                 self._sent = self.choice.sendable() if self.choice else self._sent
                 self._announce(ready("Cancelled; the picture is the last one that was finished."))
