@@ -19,13 +19,22 @@ def main() -> None:
     rows = []
     for module in ("fmlab", "torch"):
         runs = [
-            subprocess.run([sys.executable, "-c", MEASURE.format(module=module)], check=True, capture_output=True, text=True)
-            .stdout.split()
+            subprocess.run(
+                [sys.executable, "-c", MEASURE.format(module=module)], check=True, capture_output=True, text=True
+            ).stdout.split()
             for _ in range(rounds)
         ]
         times = sorted(float(run[0]) for run in runs)
         heavy = " ".join(sorted({name for run in runs for name in run[1:]})) or "none"
-        rows.append({"module": module, "seconds": round(median(times), 4), "max": round(times[-1], 4), "n": rounds, "heavy": heavy})
+        rows.append(
+            {
+                "module": module,
+                "seconds": round(median(times), 4),
+                "max": round(times[-1], 4),
+                "n": rounds,
+                "heavy": heavy,
+            }
+        )
     show(rows, "import time in a fresh process")
 
 

@@ -59,7 +59,12 @@ def main() -> None:
     if not toy:
         table.to_csv(ROOT / "data" / "retention.csv", index=False)
     table["policy"] = table.policy.fillna("full cache")
-    print(table.groupby(["budget", "policy"], dropna=False)[["present", "answered"]].agg(["mean", "count"]).round(3).to_string())
+    print(
+        table.groupby(["budget", "policy"], dropna=False)[["present", "answered"]]
+        .agg(["mean", "count"])
+        .round(3)
+        .to_string()
+    )
 
 
 if __name__ == "__main__":

@@ -89,7 +89,9 @@ def _attention(
             f"{type(module).__name__} was called inside `finite` without its cache; pass past_key_values=cache"
         )
     if attention_mask is not None:
-        raise ValueError(f"a ready-made attention mask of shape {tuple(attention_mask.shape)} cannot be combined with a policy")
+        raise ValueError(
+            f"a ready-made attention mask of shape {tuple(attention_mask.shape)} cannot be combined with a policy"
+        )
     if given := [name for name in REFUSED if kwargs.get(name) is not None]:
         raise ValueError(f"{type(module).__name__} attends with {', '.join(given)}, which `finite` does not compute")
     if dropout:

@@ -73,7 +73,10 @@ def is_pure(policy: Policy) -> None:
         _need(all(torch.equal(columns[name], kept[name]) for name in kept), "it writes to the columns it is given")
     _need(torch.equal(*results), "the second result differs from the first")
     _need((repr(policy), vars(policy)) == before, "it changes itself")
-    _need(torch.equal(torch.random.get_rng_state(), random_state), "it draws from torch's global generator; use a seed field")
+    _need(
+        torch.equal(torch.random.get_rng_state(), random_state),
+        "it draws from torch's global generator; use a seed field",
+    )
 
 
 def declares_what_it_needs(policy: Policy) -> None:
@@ -93,7 +96,9 @@ def ignores_slot_order(policy: Policy) -> None:
     shuffled = _make(_bag(1), view.positions[:, order], 4, 32, *entries, view.queries)
     straight = policy.score(view, policy.observe(view, columns))[:, order]
     moved = {name: column[:, order] for name, column in columns.items()}
-    _close(policy.score(shuffled, policy.observe(shuffled, moved)), straight, "scores depend on the order of the entries")
+    _close(
+        policy.score(shuffled, policy.observe(shuffled, moved)), straight, "scores depend on the order of the entries"
+    )
 
 
 def ignores_other_sequences(policy: Policy) -> None:
@@ -111,7 +116,9 @@ def knows_its_query_heads(policy: Policy) -> None:
     queries = view.queries.view(len(bag), GROUPS, 40, DIMENSION)[order].flatten(0, 1)
     moved = _make(bag, view.positions, 40, 32, view.keys[order], view.values[order], queries)
     straight = policy.score(view, policy.observe(view, {}))[order]
-    _close(policy.score(moved, policy.observe(moved, {})), straight, "scores do not move along with the rows of the heads")
+    _close(
+        policy.score(moved, policy.observe(moved, {})), straight, "scores do not move along with the rows of the heads"
+    )
 
 
 def keeps_the_budget(policy: Policy) -> None:
@@ -155,7 +162,12 @@ def lives_as_one_masked_pass(policy: Policy) -> None:
     with finite(lm.model, policy, budget) as cache:
         logits = [lm.model(input_ids=part, past_key_values=cache).logits for part in ids.split(sizes, 1)]
     _need(bool((cache.expiry <= ids.shape[1]).any()), "nothing was evicted, so nothing was checked")
-    _close(torch.cat(logits, 1), masked_logits(lm.model, ids, cache.expiry), "the live run differs from the masked pass", 1e-3)
+    _close(
+        torch.cat(logits, 1),
+        masked_logits(lm.model, ids, cache.expiry),
+        "the live run differs from the masked pass",
+        1e-3,
+    )
 
 
 @torch.no_grad()
@@ -243,4 +255,7 @@ def _need(holds: bool, otherwise: str) -> None:
 def _close(ours: Tensor, theirs: Tensor, otherwise: str, tolerance: float = 1e-5) -> None:
     _need(ours.shape == theirs.shape, f"{otherwise}: shape {tuple(ours.shape)} against {tuple(theirs.shape)}")
     same = torch.isclose(ours, theirs, rtol=tolerance, atol=tolerance) | (ours == theirs)
-    _need(bool(same.all()), f"{otherwise} by up to {float((ours - theirs)[~same].abs().max()) if not same.all() else 0:.2g}")
+    _need(
+        bool(same.all()),
+        f"{otherwise} by up to {float((ours - theirs)[~same].abs().max()) if not same.all() else 0:.2g}",
+    )

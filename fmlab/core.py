@@ -19,6 +19,9 @@ from .view import View
 Stats = Mapping[str, Tensor]  # a policy's own columns, each (heads, n), kept aligned with the entries by the host
 
 
+_LATER = torch.tensor(torch.iinfo(torch.int64).max)  # behind every position
+
+
 class BudgetError(ValueError):
     """The budget cannot hold what must be held."""
 
@@ -98,9 +101,11 @@ def select(
 def weakest(scores: Float[Tensor, "heads n"], positions: Int[Tensor, "heads n"]) -> Int[Tensor, "heads 1"]:
     """The one entry a head loses when it is a single entry over budget: what `select` drops at budget n - 1, in O(n)."""
     lowest = scores.amin(-1, keepdim=True)
-    if not bool((lowest < torch.inf).all()):  # a NaN, or nothing but pinned entries: find out which and say it
+    if not all(
+        low < torch.inf for (low,) in lowest.tolist()
+    ):  # a NaN, or nothing but pinned entries: find out and say it
         check_scores(scores, scores.shape[-1] - 1, positions)
-    return torch.where(scores == lowest, positions, torch.iinfo(positions.dtype).max).argmin(-1, keepdim=True)
+    return torch.where(scores == lowest, positions, _LATER.to(positions.device)).argmin(-1, keepdim=True)
 
 
 def check_scores(scores: Float[Tensor, "heads n"], budget: int, positions: Int[Tensor, "heads n"]) -> None:
@@ -139,7 +144,9 @@ def step(policy: Policy, stats: Stats, view: View, budget: int) -> tuple[Stats, 
                 evicted = lost.nonzero()[:, 1].view(heads, n - budget)
         except (BudgetError, ValueError) as error:
             raise type(error)(f"{policy!r}: {error}") from None
-    changed = view.changed() + [f"stats[{name!r}]" for name, column in stats.items() if column._version != versions[name]]
+    changed = view.changed() + [
+        f"stats[{name!r}]" for name, column in stats.items() if column._version != versions[name]
+    ]
     if changed:
         raise ValueError(f"{policy!r} changed {', '.join(changed)} in place; a policy must be pure, so work on a clone")
     return observed, evicted
@@ -156,7 +163,9 @@ def _check_shape(policy: Policy, what: str, value: object, heads: int, n: int) -
     if not isinstance(value, Tensor):
         raise TypeError(f"{policy!r}.{what} is {type(value).__name__}; return a tensor of shape ({heads}, {n})")
     if value.shape != (heads, n):
-        raise ValueError(f"{policy!r}.{what} has shape {tuple(value.shape)}; the view asks for (heads, n) = ({heads}, {n})")
+        raise ValueError(
+            f"{policy!r}.{what} has shape {tuple(value.shape)}; the view asks for (heads, n) = ({heads}, {n})"
+        )
     if what == "score" and not value.is_floating_point():
         raise TypeError(f"{policy!r}.score is {value.dtype}; return floating-point scores, such as scores.float()")
 

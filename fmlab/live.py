@@ -15,6 +15,7 @@ from .attach import attached, tag, unreachable
 from .attention import attend
 from .core import Policy, check_budget, check_needs
 from .slots import Meter, Slots
+from .together import Together, Turn
 from .view import Bag, normal_tensors
 
 
@@ -26,6 +27,7 @@ class FiniteLayer(CacheLayerMixin):
         self.cache, self.number = cache, number
         self.slots: Slots | None = None
         self.batch = 0
+        self.attended = True  # the attention of the last call came back to us
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.batch, kv_heads = key_states.shape[:2]
@@ -39,6 +41,7 @@ class FiniteLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         batch, kv_heads, new, d = key_states.shape
         self.cache.check_order(self)
+        self.attended = False
         if batch != self.batch:
             raise ValueError(f"a batch of {batch} after one of {self.batch}; start a new cache for other sequences")
         rows = batch * kv_heads
@@ -52,7 +55,7 @@ class FiniteLayer(CacheLayerMixin):
         return tag(keys.view(*shape, d), self), values.view(*shape, values.shape[-1])
 
     def attend(self, query: Tensor, scaling: float, window: int | None, softcap: float | None) -> Tensor:
-        slots, (batch, query_heads, new, d) = self.slots, query.shape
+        slots, together, (batch, query_heads, new, d) = self.slots, self.cache.together, query.shape
         if slots.seen == 0:
             self._first_call(query_heads, window)
         view = slots.view(
@@ -62,10 +65,21 @@ class FiniteLayer(CacheLayerMixin):
             keys=lambda: slots.staged("keys"),
             values=lambda: slots.staged("values"),
             queries=lambda: query.detach().reshape(batch * query_heads, new, d),
+            new_keys=lambda: slots.staged_new("keys"),
         )
-        stats, evicted = slots.choose(self.cache.policy, view)
-        output = attend(view, query, slots.staged("keys"), slots.staged("values"))
-        slots.settle(stats, evicted)
+        if new == 1 and together.worth:
+            if "attention" in together.asked:
+                view.weights(1)  # it will ask again: once computed they serve both
+            output = attend(view, query, slots.staged("keys"), slots.staged("values"))
+            together.add(Turn(self.number, slots, view))
+        else:
+            stats, evicted = slots.choose(self.cache.policy, view)
+            output = attend(view, query, slots.staged("keys"), slots.staged("values"))
+            slots.settle(stats, evicted)
+            together.note(view)
+        if self.number == len(self.cache.layers) - 1:
+            together.end_call()
+        self.attended = True
         return output
 
     def _first_call(self, query_heads: int, window: int | None) -> None:
@@ -107,7 +121,7 @@ class FiniteCache(Cache):
 
     def __init__(self, policy: Policy, budget: int, layers: int, kv_heads: int, query_aware: bool = False):
         self.policy, self.budget, self.query_aware = policy, budget, query_aware
-        self.meter = Meter()
+        self.meter, self.together = Meter(), Together(policy)
         self._kv_heads = kv_heads
         super().__init__(layers=[FiniteLayer(self, number) for number in range(layers)])
 
@@ -169,12 +183,14 @@ class FiniteCache(Cache):
     def check_order(self, layer: FiniteLayer) -> None:
         """Raise where the layers no longer agree on what they have seen, or where no attention call came back to us."""
         number = layer.number
-        if number and self.layers[number - 1].slots.interrupted:
+        if number and not self.layers[number - 1].attended:
             raise ValueError(
                 f"the attention of layer {number - 1} never came back to the cache: this model's attention cannot be "
                 "reached; use a model class that calls transformers' AttentionInterface, inside `with fm.finite(...)`"
             )
-        if number == 0 and any(other.slots.interrupted or other.slots.seen != layer.slots.seen for other in self.layers if other.slots):
+        if number == 0 and any(
+            other.slots.interrupted or other.slots.seen != layer.slots.seen for other in self.layers if other.slots
+        ):
             raise RuntimeError(
                 f"this cache was interrupted in the middle of a call after {self.seen} tokens; it can be read, not continued: "
                 "start a new one"

@@ -17,7 +17,10 @@ NAME = "fmlab_masked"
 
 @torch.no_grad()
 def masked_logits(
-    model: PreTrainedModel, ids: Int[Tensor, "batch tokens"], expiry: Int[Tensor, "*batch layers kv_heads tokens"], kernel: str = "sdpa"
+    model: PreTrainedModel,
+    ids: Int[Tensor, "batch tokens"],
+    expiry: Int[Tensor, "*batch layers kv_heads tokens"],
+    kernel: str = "sdpa",
 ) -> Float[Tensor, "batch tokens vocabulary"]:
     """Logits of one pass over `ids` in which query i sees entry j while j <= i < expiry[layer, head, j].
 
@@ -27,7 +30,9 @@ def masked_logits(
     if kernel not in ("sdpa", "eager"):
         raise ValueError(f'kernel={kernel!r}; give "sdpa" or "eager"')
     if expiry.shape[-1] != ids.shape[1]:
-        raise ValueError(f"an expiry of {expiry.shape[-1]} tokens for ids of {ids.shape[1]}; run both over the same text")
+        raise ValueError(
+            f"an expiry of {expiry.shape[-1]} tokens for ids of {ids.shape[1]}; run both over the same text"
+        )
     visible = mask(expiry if expiry.ndim == 4 else expiry[None])
     with _attention_under(model, visible, kernel):
         return model(input_ids=ids, use_cache=False).logits

@@ -57,7 +57,9 @@ class Received:
         return (received.double().sum(-1) / len(self.trace)).view(expiry.shape[:2])
 
 
-def present(expiry: Int[Tensor, "*heads tokens"], start: int, stop: int, after: int | None = None) -> Float[Tensor, "*heads"]:
+def present(
+    expiry: Int[Tensor, "*heads tokens"], start: int, stop: int, after: int | None = None
+) -> Float[Tensor, "*heads"]:
     """Share of the entries `start` to `stop` that each head still holds after `after` queries (at the end of the run)."""
     tokens = expiry.shape[-1]
     after = tokens if after is None else after
@@ -89,6 +91,8 @@ def check_expiry(trace: Trace, expiry: Tensor) -> None:
     """Raise ValueError where an expiry cannot be of a run over this trace."""
     shape = (len(trace.layers), trace.kv_heads, len(trace))
     if tuple(expiry.shape) != shape:
-        raise ValueError(f"an expiry of shape {tuple(expiry.shape)} for a trace of (layers, kv_heads, tokens) = {shape}")
+        raise ValueError(
+            f"an expiry of shape {tuple(expiry.shape)} for a trace of (layers, kv_heads, tokens) = {shape}"
+        )
     if bool((expiry <= torch.arange(len(trace))).any()):
         raise ValueError("an entry expires before its own query; every query sees itself")

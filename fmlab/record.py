@@ -83,7 +83,9 @@ def record(lm, text: str | Sequence[int] | Tensor, layers: Sequence[int] | None 
         raise ValueError(f"layers={layers!r}; choose different layers from 0 to {count - 1}")
     recorders = [_RecordingLayer(number, number in chosen, dtype) for number in range(count)]
     with attached(lm.model):
-        lm.model.base_model(input_ids=ids[None].to(lm.model.device), past_key_values=Cache(layers=recorders), use_cache=True)
+        lm.model.base_model(
+            input_ids=ids[None].to(lm.model.device), past_key_values=Cache(layers=recorders), use_cache=True
+        )
     if any(layer.scaling is None for layer in recorders):
         raise unreachable(lm.model)
     kept = [recorders[number] for number in chosen]

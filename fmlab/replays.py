@@ -73,7 +73,9 @@ class Replays:
 
 def fingerprint(trace: Trace) -> str:
     """A hash of what a replay depends on."""
-    digest = hashlib.sha256(json.dumps([trace.layers, trace.model, trace.scaling, trace.softcap, trace.windows]).encode())
+    digest = hashlib.sha256(
+        json.dumps([trace.layers, trace.model, trace.scaling, trace.softcap, trace.windows]).encode()
+    )
     for tensor in (trace.ids, trace.queries, trace.keys, trace.values):
         digest.update(tensor.contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()

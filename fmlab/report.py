@@ -128,7 +128,7 @@ def _charts(rows: Sequence[Row]) -> str:
     return (
         f'<h2>Charts</h2><div class="charts">{"".join(parts)}</div>'
         f'<script type="application/json" data-chart-config>{in_script(figures.CONFIG)}</script>'
-        f"<script>{_script(get_plotlyjs())}</script><script type=\"module\">{_beside('report.js')}</script>"
+        f'<script>{_script(get_plotlyjs())}</script><script type="module">{_beside("report.js")}</script>'
     )
 
 

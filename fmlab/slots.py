@@ -26,12 +26,17 @@ class Meter:
         self.now += nbytes
         self.peak = max(self.peak, self.now)
 
+    def pass_by(self, *tensors: Tensor) -> None:
+        """Count tensors that live only until the call is over."""
+        self.peak = max(self.peak, self.now + sum(tensor.nbytes for tensor in tensors))
+
 
 class _Staged(NamedTuple):
     new: int
     positions: Tensor  # (heads, held + new)
     data: dict[str, Tensor]  # (heads, held + new, d)
     stats: dict[str, Tensor]  # (heads, held + new), zero where new
+    arrived: dict[str, Tensor]  # (heads, new, d)
 
 
 class Slots:
@@ -49,9 +54,11 @@ class Slots:
         self.held = self.seen = 0
         self.data: dict[str, Tensor] = {}  # (heads, slots, d)
         self.stats: dict[str, Tensor] = {}  # (heads, slots) or shorter, zero where free
-        self._limit = torch.full((len(bag),), budget, dtype=torch.int64, device=device)  # what the policy was promised
+        self.limit = torch.full((len(bag),), budget, dtype=torch.int64, device=device)  # what the policy was promised
         self._positions = torch.empty(len(bag), 0, dtype=torch.int64, device=device)  # (heads, slots)
-        self._free: Tensor | None = None  # (heads, 1): the free slot among the first held + 1; None where it is the last
+        self._free: Tensor | None = (
+            None  # (heads, 1): the free slot among the first held + 1; None where it is the last
+        )
         self._expiry = torch.empty(len(bag), 0, dtype=torch.int64, device=device)
         self._staged: _Staged | None = None
         self._counted = 0
@@ -74,21 +81,29 @@ class Slots:
             else:
                 self._write(data)
                 positions, columns = _first(total, self._positions), {k: _first(total, c) for k, c in self.data.items()}
-            self._staged = _Staged(new, positions, columns, stats)
+            self._staged = _Staged(new, positions, columns, stats, data)
 
     def staged(self, name: str) -> Tensor:
         """The entries held and the arriving ones, (heads, held + new, d)."""
         return self._staged.data[name]
 
+    def staged_new(self, name: str) -> Tensor:
+        """The arriving entries, (heads, new, d), in order of position."""
+        return self._staged.arrived[name]
+
     def staged_positions(self) -> Int[Tensor, "heads total"]:
         """The places of the entries held and the arriving ones."""
         return self._staged.positions
+
+    def staged_stats(self) -> Stats:
+        """The policy's columns, zero where new."""
+        return self._staged.stats
 
     def view(self, **rest) -> View:
         """The view of the staged call; `rest` are the arguments of `View` that only the host knows."""
         new = self._staged.new
         newest = self.seen + new - 1
-        return View(self.bag, self._staged.positions, new, self._limit, newest=newest, window=self.window, **rest)
+        return View(self.bag, self._staged.positions, new, self.limit, newest=newest, window=self.window, **rest)
 
     def has(self, name: str) -> bool:
         """Whether the staged call has a data column of this name."""

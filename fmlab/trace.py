@@ -141,7 +141,9 @@ def read_safetensors(path: str | Path, expected: str, writer: str) -> tuple[dict
             about = json.loads((file.metadata() or {}).get("fmlab", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()} if about.get("format") == expected else {}
     except (SafetensorError, json.JSONDecodeError, AttributeError) as error:
-        raise TraceError(f"{path} is truncated or no safetensors file ({error}); write it again with {writer}(path)") from error
+        raise TraceError(
+            f"{path} is truncated or no safetensors file ({error}); write it again with {writer}(path)"
+        ) from error
     if about.get("format") != expected:
         raise TraceError(
             f"{path} is no '{expected}' file but '{about.get('format', 'foreign')}'; write it with {writer}(path)"
@@ -182,6 +184,7 @@ def replay(
             keys=lambda: _column(slots, flat, "keys"),
             values=lambda: _column(slots, flat, "values"),
             queries=lambda arrived=arrived: flat["queries"][:, arrived].float(),
+            new_keys=lambda arrived=arrived: flat["keys"][:, arrived].float(),
         )
         slots.settle(*slots.choose(policy, view))
         done += new

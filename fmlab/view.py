@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 WORKSPACE = 1 << 24  # attention weights computed at a time where only their sum is wanted: 64 MiB of float32
 
@@ -30,19 +31,30 @@ class Bag:
         ).view(-1, 3).to(device)  # fmt: skip
         return cls(rows[:, 0], rows[:, 1], rows[:, 2], groups)
 
+    @classmethod
+    def join(cls, bags: list["Bag"]) -> "Bag":
+        """The rows of all bags, one after the other."""
+        fields = ([getattr(bag, name) for bag in bags] for name in ("sequence", "layer", "head"))
+        return cls(*map(torch.cat, fields), bags[0].groups)
+
     def __len__(self) -> int:
         return len(self.layer)
 
     @cached_property
-    def leader(self) -> Int[Tensor, " heads"]:
-        """For each row the first row of its sequence and layer."""
-        return (self.same_layer > 0).int().argmax(-1)
+    def layer_of(self) -> Int[Tensor, " heads"]:
+        """For each row which of the layers of the bag it belongs to; those of two sequences are two."""
+        return torch.stack([self.sequence, self.layer]).unique(dim=1, return_inverse=True)[1]
 
     @cached_property
-    def same_layer(self) -> Float[Tensor, "heads heads"]:
-        """A matrix that averages over the rows of one sequence and layer."""
-        same = (self.sequence[:, None] == self.sequence) & (self.layer[:, None] == self.layer)
-        return same.float() / same.sum(-1, keepdim=True)
+    def leader(self) -> Int[Tensor, " heads"]:
+        """For each row the first row of its sequence and layer."""
+        return (self.layer_of[:, None] == self.layer_of).int().argmax(-1)
+
+    @cached_property
+    def mean_of(self) -> Float[Tensor, "layers heads"]:
+        """A matrix that averages over the rows of each sequence and layer."""
+        member = one_hot(self.layer_of).T.float()
+        return member / member.sum(-1, keepdim=True)
 
 
 class View:
@@ -68,13 +80,23 @@ class View:
         window: Int[Tensor, " heads"] | None = None,
         query_aware: bool = False,
         newest: int | None = None,
+        new_keys: Callable[[], Tensor] | None = None,
+        attended: Callable[[], Tensor] | None = None,
     ):
         self._bag, self._positions, self._new, self._budget, self._scaling = bag, positions, new, budget, scaling
         self._keys, self._values, self._queries = keys, values, queries
         self._softcap, self._window, self._query_aware, self._newest = softcap, window, query_aware, newest
+        self._new_keys, self._attended = new_keys, attended  # where the host has these already
+        self._asked: set[str] = set()
         self._stored: dict[str, Tensor] = {}  # all that is handed out, to find out who writes to it
         self._versions: dict[str, int] = {}
-        given = {"positions": positions, "budget": budget, "sequence": bag.sequence, "layer": bag.layer, "head": bag.head}
+        given = {
+            "positions": positions,
+            "budget": budget,
+            "sequence": bag.sequence,
+            "layer": bag.layer,
+            "head": bag.head,
+        }
         for name, tensor in given.items() if window is None else (given | {"window": window}).items():
             self._remember(name, tensor)
 
@@ -87,16 +109,26 @@ class View:
     head = property(lambda self: self._bag.head, doc="(heads,) int64: which KV head of its layer")
     window = property(lambda self: self._window, doc="(heads,) int64: the model's own sliding window, or None")
     softcap = property(lambda self: self._softcap, doc="the model's cap on attention logits, or None")
-    query_aware = property(lambda self: self._query_aware, doc="whether the queries include the question to be answered")
+    query_aware = property(
+        lambda self: self._query_aware, doc="whether the queries include the question to be answered"
+    )
 
     @property
     def keys(self) -> Float[Tensor, "heads n d"]:
         """Keys after RoPE."""
+        self._asked.add("keys")
         return self._store("keys", self._keys)
+
+    @property
+    def new_keys(self) -> Float[Tensor, "heads new d"]:
+        """The keys that came with this call, in order of position: for a policy that remembers what it saw in a key, and
+        so need not read them all again."""
+        return self._store("new_keys", self._new_keys or self._pick_new_keys)
 
     @property
     def values(self) -> Float[Tensor, "heads n d"]:
         """Values."""
+        self._asked.add("values")
         return self._store("values", self._values)
 
     @property
@@ -118,11 +150,14 @@ class View:
         """The same before the mean: the softmax of every query head, in float32."""
         if not 1 <= last <= self._new:
             raise ValueError(f"attention(last={last}) of a call with {self._new} queries; ask for 1 to {self._new}")
-        return self._store(f"weights({last})", lambda: self.rows(self._new - last, self._new))
+        self._asked.add("attention")
+        known = self._attended if last == self._new == 1 else None
+        return self._store(f"weights({last})", known or (lambda: self.rows(self._new - last, self._new)))
 
     def received(self) -> Float[Tensor, "heads n"]:
         """What each entry received from all queries of this call: `attention(last=new).sum(1)` in bounded memory."""
         heads, n = self._positions.shape
+        self._asked.add("attention")
         if self._new == 1:
             return self.weights(1).mean(1).squeeze(1)
         total = torch.zeros(heads, n, device=self._positions.device)
@@ -139,23 +174,42 @@ class View:
     def mean_over_layer(self, scores: Float[Tensor, "heads n"]) -> Float[Tensor, "heads n"]:
         """The mean of `scores` over the heads of the same sequence and layer. Raises ValueError where these heads do
         not hold the same positions."""
-        bag, positions = self._bag, self._positions
-        if bool((positions == positions[bag.leader]).all()):
-            return (bag.same_layer @ scores.float())[bag.leader]  # rows of a product may differ in the last bit
-        order = positions.argsort(-1)  # the same positions in another order
-        ordered = positions.gather(-1, order)
-        if not bool((ordered == ordered[bag.leader]).all()):
+        if self._alike(self._positions):
+            return self._layer_means(scores)
+        order = self._positions.argsort(-1)  # the same positions in another order
+        if not self._alike(self._positions.gather(-1, order)):
             raise ValueError("the heads of one layer hold different positions; a mean over them has no meaning")
-        means = (bag.same_layer @ scores.float().gather(-1, order))[bag.leader]
+        means = self._layer_means(scores.gather(-1, order))
         return torch.empty_like(means).scatter_(-1, order, means)
 
     def changed(self) -> list[str]:
         """The names of the tensors that somebody wrote to since they were handed out."""
         return [name for name, tensor in self._stored.items() if _version(tensor) != self._versions[name]]
 
+    def fill_new(
+        self, column: Float[Tensor, "heads n"], values: Float[Tensor, "heads new"]
+    ) -> Float[Tensor, "heads n"]:
+        """`column` with `values`, in order of position, at the entries that came with this call."""
+        order = (self._new - 1 - self.age).clamp(min=0)
+        return torch.where(self.age < self._new, values.gather(-1, order), column)
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """Which of `keys`, `values` and `attention` somebody has asked for."""
+        return frozenset(self._asked)
+
     def asked_for_weights(self, last: int) -> bool:
         """Whether `weights(last)` has been computed, so that a host can use it instead of computing it again."""
         return f"weights({last})" in self._stored
+
+    def _alike(self, rows: Tensor) -> bool:
+        """Whether the rows of each layer are equal."""
+        return not (rows != rows.index_select(0, self._bag.leader)).count_nonzero()  # many times faster than all()
+
+    def _layer_means(self, scores: Tensor) -> Tensor:
+        return (self._bag.mean_of @ scores.float()).index_select(
+            0, self._bag.layer_of
+        )  # one mean, so equal to the last bit
 
     def _store(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         if name not in self._stored:
@@ -166,6 +220,11 @@ class View:
     def _remember(self, name: str, tensor: Tensor) -> None:
         self._stored[name], self._versions[name] = tensor, _version(tensor)
 
+    def _pick_new_keys(self) -> Tensor:
+        keys = self._store("keys", self._keys)
+        places = self.age.argsort(dim=-1)[:, : self._new].flip(-1)
+        return keys.gather(1, places[..., None].expand(*places.shape, keys.shape[-1]))
+
     def _ages(self) -> Tensor:
         newest = self._positions.amax(-1, keepdim=True) if self._newest is None else self._newest
         return newest - self._positions
@@ -173,7 +232,7 @@ class View:
     def rows(self, start: int, stop: int) -> Float[Tensor, "heads groups rows n"]:
         """The softmax weights of the queries `start` to `stop` of this call, per query head, in float32."""
         heads, n = self._positions.shape
-        keys = self.keys
+        keys = self._store("keys", self._keys)
         rows = stop - start
         queries = self.queries.view(heads, self._bag.groups, self._new, -1)[:, :, start:stop]
         queries = queries.reshape(heads, -1, keys.shape[-1]) * self._scaling

@@ -21,7 +21,7 @@ ROOMS = {
     "slots": ("slots", "core view", ""),
     "policies": ("policies", "core view", ""),
     "traces": ("trace replays", "core view slots", "safetensors"),
-    "live": ("live record attach attention masked", "core view slots trace", "transformers"),
+    "live": ("live together record attach attention masked", "core view slots trace", "transformers"),
     "models": ("models weights language dequantise", "", f"{HUB} gguf"),
     "metrics": ("metrics intervals", "core trace", ""),
     "tasks": ("tasks texts", "core live metrics intervals language", "transformers"),

@@ -40,6 +40,7 @@ def test_a_full_budget_is_the_stock_model(lm, ids):
 @torch.no_grad()
 def test_what_was_forgotten_matters(lm, ids):
     """Without its first tokens a model loses its footing (the sink effect): the masks really act."""
+
     def loss(policy):
         run = fm.tasks.nll(lm, ids[0], policy, 64, prefill=200)
         return float(run.losses.mean())

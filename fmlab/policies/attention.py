@@ -31,7 +31,7 @@ class H2O(Policy):
 
     def score(self, view: View, stats: Stats) -> Float[Tensor, "heads n"]:
         newest = (view.budget * self.recent).long()
-        return stats["received"].masked_fill(view.age < newest[:, None], torch.inf)
+        return torch.where(view.age < newest[:, None], torch.inf, stats["received"])
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TOVA(Policy):
     """
 
     def score(self, view: View, stats: Stats) -> Float[Tensor, "heads n"]:
-        return view.mean_over_layer(view.attention(last=1)[:, 0]).masked_fill(view.age == 0, torch.inf)
+        return torch.where(view.age == 0, torch.inf, view.mean_over_layer(view.attention(last=1)[:, 0]))
 
 
 @dataclass(frozen=True)

@@ -17,5 +17,11 @@ class KeyNorm(Policy):
     here every layer is treated alike.
     """
 
+    def observe(self, view: View, stats: Stats) -> Stats:
+        if "norm" not in stats:
+            return {"norm": torch.linalg.vector_norm(view.keys, dim=-1, dtype=torch.float32)}
+        arrived = torch.linalg.vector_norm(view.new_keys, dim=-1, dtype=torch.float32)
+        return {"norm": view.fill_new(stats["norm"], arrived)}
+
     def score(self, view: View, stats: Stats) -> Float[Tensor, "heads n"]:
-        return -torch.linalg.vector_norm(view.keys, dim=-1, dtype=torch.float32)
+        return -stats["norm"]

@@ -31,8 +31,9 @@ class SinkWindow(Policy):
             raise ValueError(f"sinks={self.sinks}; give 0 or more")
 
     def score(self, view: View, stats: Stats) -> Float[Tensor, "heads n"]:
-        pinned = (view.positions < self.sinks) | (view.age == 0)
-        return (-view.age.float()).masked_fill(pinned, torch.inf)
+        return (
+            view.age.double().reciprocal().masked_fill_(view.positions < self.sinks, torch.inf)
+        )  # 1 / 0 pins the newest
 
 
 @dataclass(frozen=True)
