@@ -47,7 +47,7 @@ def long(wide: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     toy = arguments(__doc__).toy
-    tokens, budgets, seeds = (700, [64], range(1)) if toy else (512, [64, 128, 256], range(2))
+    tokens, budgets, seeds = (700, [64], range(1)) if toy else (512, [64, 128, 256], range(6))
     policies = [getattr(fm.policies, name)() for name in fm.policies.__all__]
     out = None if toy else ROOT / "runs" / "retention.sqlite"
     settings = {"tokens": tokens, "tiny": toy, "out": out}
