@@ -32,7 +32,7 @@ class LanguageModel:
         Raises ValueError for an empty text, for ids that are not one row, and for ids beyond the vocabulary.
         """
         if isinstance(text, str):
-            text = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            text = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         row = text if isinstance(text, Tensor) else list(text)
         try:
             ids = torch.as_tensor(row)

@@ -202,3 +202,8 @@ def test_smollm2_answers_and_stops(lm, recwarn):
     out = lm.model.generate(ids[None], attention_mask=torch.ones_like(ids)[None], max_new_tokens=20, do_sample=False)
     assert decoded(lm, out[0, len(ids) :]) == "The capital of France is Paris.<|im_end|>"
     assert not recwarn.list
+
+
+def test_a_text_beyond_the_models_length_is_read_without_a_false_alarm(lm, capfd):
+    assert len(lm.ids("hello world " * 4_500)) > lm.tokenizer.model_max_length
+    assert "longer than" not in capfd.readouterr().err

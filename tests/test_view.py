@@ -148,3 +148,23 @@ def test_tensors_of_inference_mode_are_made_ordinary_once():
     assert not copy.is_inference() and copy.tolist() == [1, 1, 1]
     assert ordinary(copy) is copy
     assert not kept.is_inference()
+
+
+@pytest.mark.parametrize("new", [1, 3])
+def test_the_new_keys_stand_in_order_of_position_wherever_their_slots_are(new):
+    places = torch.tensor([[9, 2, 7, 8, 0], [1, 8, 9, 7, 4]])
+    keys = places[..., None] * torch.tensor([1.0, -1.0])
+    bag, none = Bag.of(1, [0], 2, 1), lambda: torch.zeros(1)
+    view = View(bag, places, new, torch.full((2,), 5), scaling=1.0, keys=lambda: keys, values=none, queries=none)
+    assert view.new_keys[..., 0].tolist() == [[7, 8, 9][-new:]] * 2 and view.asked == frozenset()
+    filled = view.fill_new(torch.full((2, 5), -1.0), -view.new_keys[..., 1])
+    assert filled.tolist() == [[p if p > 9 - new else -1 for p in row] for row in places.tolist()]
+
+
+def test_what_was_asked_for_is_remembered():
+    view = build(held=2, new=1)
+    assert view.asked == frozenset()
+    view.attention(1)
+    assert view.asked == {"attention"}
+    _ = view.keys, view.values, view.age
+    assert view.asked == {"attention", "keys", "values"}
