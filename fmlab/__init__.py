@@ -22,6 +22,7 @@ _HOMES = {
     "explore": "widgets",
     "finite": "live",
     "load": "models",
+    "oracle": "oracle",
     "record": "record",
     "replay": "trace",
     "sweep": "sweep",

@@ -1,11 +1,14 @@
 """What a run kept: attention-mass recall, retention by third, presence of a fact, footprint, all read off the expiry."""
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .oracle import oracle
+from .slots import split
 from .trace import Trace
 
 CUMULATIVE_NBYTES = 1 << 29  # up to here `Received` keeps the cumulative attention of a trace
@@ -27,6 +30,22 @@ def seen_mass(trace: Trace, expiry: Int[Tensor, "layers kv_heads tokens"]) -> Fl
 def mass_recall(trace: Trace, expiry: Int[Tensor, "layers kv_heads tokens"]) -> Float[Tensor, "layers kv_heads"]:
     """Attention-mass recall: the mean over all queries of the share of the full softmax mass on what they still see."""
     return seen_mass(trace, expiry).mean(-1)
+
+
+def regret(
+    trace: Trace, expiry: Int[Tensor, "layers kv_heads tokens"], budget: int, prefill: int | Sequence[int] = 1
+) -> Float[Tensor, "layers kv_heads"]:
+    """Mass recall of the exact optimum under this budget minus that of the run; `prefill` as the run had it.
+
+    Never negative, up to rounding, for a run that keeps the budget. Raises ValueError for one that does not.
+    """
+    check_expiry(trace, expiry)
+    best = oracle(trace, budget, prefill)
+    for call in itertools.accumulate(split(len(trace), prefill)):
+        held = int((expiry[..., :call] > call).sum(-1).max())
+        if held > budget:
+            raise ValueError(f"this run holds {held} entries after {call} tokens; give the budget that it was run with")
+    return mass_recall(trace, best) - mass_recall(trace, expiry)
 
 
 class Received:
