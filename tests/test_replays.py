@@ -132,4 +132,4 @@ def test_foreign_and_broken_files(trace, tmp_path):
 def test_the_numbers_of_a_long_trace_fit():
     zeros = torch.zeros(1, 1, 40_000, 1, dtype=torch.float16)
     long = fm.Trace(torch.arange(40_000), ("",) * 40_000, (0,), "long", zeros, zeros, zeros, 1.0)
-    assert (Replays(long).expiry(KeyNorm(), 50_000) == 40_001).all()
+    assert (Replays(long).expiry(SinkWindow(), 50_000) == 40_001).all()
