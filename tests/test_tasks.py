@@ -245,7 +245,9 @@ def test_nothing_here_keeps_gradients(tiny):
 def test_smollm2_finds_the_needle_with_a_full_cache(lm, tokens):
     depths = [0, 0.25, 0.5, 0.75, 0.9, 1] if tokens > 256 else [0, 0.1, 0.25, 0.35, 0.5, 0.6, 0.75, 0.8, 0.9, 1]
     found = [answer(lm, needle(lm, tokens, depth, seed))[0] for seed, depth in enumerate(depths)]
-    assert sum(each.answered for each in found) >= len(depths) - 1, [each.reply.text for each in found if not each.answered]
+    assert sum(each.answered for each in found) >= len(depths) - 1, [
+        each.reply.text for each in found if not each.answered
+    ]
     assert all(bool((each.present == 1).all()) for each in found)
 
 

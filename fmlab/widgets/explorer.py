@@ -194,18 +194,20 @@ class Explorer(Stepped):
             self.replays.expiry(policy, choice.budget, choice.prefill, progress(policy)) for policy in choice.policies
         )
         seconds = time.perf_counter() - start
-        quick = self._recall() if self._received is not None and self._received.fast else None
         headers, data = encode(self._runs(choice, expiries))
-        figures = table(self.trace, choice, expiries, quick)
         with self._lock, self.hold_sync():
             ticket.check()
             ticket.ended = True
             self._shown = choice, expiries
-            self.frame, self.data, self.figures = {"runs": headers}, data, figures
+            self.frame, self.data = {"runs": headers}, data
             self._error = None
             self.code = self._code(choice)
             self._announce(ready("" if at_hand else f"Replayed in {seconds:.2f} s."))
-        if quick is None:  # the picture does not wait for the one figure that may take seconds
+        quick = self._recall() if self._received is not None and self._received.fast else None
+        figures = table(self.trace, choice, expiries, quick)
+        with self._lock:  # the picture does not wait for its figures
+            self.figures = figures
+        if quick is None:  # nor they for the one that may take seconds
             self._slow_worker.submit(lambda slow: self._recall_later(slow, choice, expiries), 0.0)
 
     def _recall_later(self, ticket: Ticket, choice: Choice, expiries: tuple[Tensor, ...]) -> None:

@@ -166,6 +166,7 @@ function paintDifference(pairing, frame, W, H, pixels, colours, stride) {
   }
   for (const layer of [both, onlyA, onlyB]) grid.sums(layer);
   const empty = pack(...colours.empty), { gone, a: blue, b: orange } = colours, grey = colours.both;
+  const ofAll = pack(...grey), ofNone = pack(...gone);  // most pixels are one or the other
   for (let y = 0, out = 0; y < H; y++) {
     for (let x = 0, at = grid.shown[y]; x < W; x++, at++, out++) {
       const all = read[at];
@@ -175,6 +176,10 @@ function paintDifference(pairing, frame, W, H, pixels, colours, stride) {
       }
       const p = both[at] / all;
       let q = onlyA[at] / all, r = onlyB[at] / all;
+      if (q < 0.001 && r < 0.001 && (p < 0.001 || p > 0.999)) {
+        pixels[out] = p > 0.5 ? ofAll : ofNone;
+        continue;
+      }
       const phase = q > r ? (x + y) % stride : (x - y + stride * H) % stride;
       if (phase * 4 < stride && (q > 0.2 || r > 0.2)) {
         q *= 0.45;

@@ -1,6 +1,7 @@
 // The text itself: one element per token, shaded while it is held, struck through once it is gone.
 const LEVELS = 4;
 const SLICE = 512;
+const RESTING_MS = 400;  // what lies out of sight waits until the slider rests
 
 class TokenText {
   constructor(view) {
@@ -86,7 +87,7 @@ class TokenText {
     this.later = setTimeout(() => {
       this.dress(from, Math.min(from + SLICE, this.spans.length));
       this.dressRest(from + SLICE);
-    }, from === 0 ? 80 : 10);
+    }, from === 0 ? RESTING_MS : 10);
   }
 
   // First and last token of the lines that can be seen, found by bisection.
