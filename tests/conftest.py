@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 install_import_hook("fmlab", "beartype.beartype")  # before anything imports fmlab
+torch.set_num_threads(1)  # at the size of the tiny models a second thread does nothing but wait
 
 IN_CI = os.environ.get("FMLAB_CI") == "1"
 
