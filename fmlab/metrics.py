@@ -40,12 +40,11 @@ def regret(
     Never negative, up to rounding, for a run that keeps the budget. Raises ValueError for one that does not.
     """
     check_expiry(trace, expiry)
-    best = oracle(trace, budget, prefill)
     for call in itertools.accumulate(split(len(trace), prefill)):
         held = int((expiry[..., :call] > call).sum(-1).max())
         if held > budget:
             raise ValueError(f"this run holds {held} entries after {call} tokens; give the budget that it was run with")
-    return mass_recall(trace, best) - mass_recall(trace, expiry)
+    return mass_recall(trace, oracle(trace, budget, prefill)) - mass_recall(trace, expiry)
 
 
 class Received:

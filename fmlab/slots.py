@@ -56,9 +56,7 @@ class Slots:
         self.stats: dict[str, Tensor] = {}  # (heads, slots) or shorter, zero where free
         self.limit = torch.full((len(bag),), budget, dtype=torch.int64, device=device)  # what the policy was promised
         self._positions = torch.empty(len(bag), 0, dtype=torch.int64, device=device)  # (heads, slots)
-        self._free: Tensor | None = (
-            None  # (heads, 1): the free slot among the first held + 1; None where it is the last
-        )
+        self._free: Tensor | None = None  # (heads, 1): the free one of the first held + 1; None where it is the last
         self._expiry = torch.empty(len(bag), 0, dtype=torch.int64, device=device)
         self._staged: _Staged | None = None
         self._counted = 0

@@ -207,9 +207,8 @@ class View:
         return not (rows != rows.index_select(0, self._bag.leader)).count_nonzero()  # many times faster than all()
 
     def _layer_means(self, scores: Tensor) -> Tensor:
-        return (self._bag.mean_of @ scores.float()).index_select(
-            0, self._bag.layer_of
-        )  # one mean, so equal to the last bit
+        means = self._bag.mean_of @ scores.float()  # one a layer, so its heads agree to the last bit
+        return means.index_select(0, self._bag.layer_of)
 
     def _store(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         if name not in self._stored:

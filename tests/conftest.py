@@ -5,19 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from at_hand import unavailable
 from jaxtyping import install_import_hook
 
 install_import_hook("fmlab", "beartype.beartype")  # before anything imports fmlab
 torch.set_num_threads(1)  # at the size of the tiny models a second thread does nothing but wait
-
-IN_CI = os.environ.get("FMLAB_CI") == "1"
-
-
-def unavailable(reason: str) -> None:
-    """Skip, or fail in CI, where everything must be at hand."""
-    if IN_CI:
-        pytest.fail(f"in CI, but {reason}", pytrace=False)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,12 @@
 """One JupyterLab and one Chromium for all browser tests, and notebooks to open in them."""
 
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import harness
 import pytest
+from at_hand import unavailable
 
 SCREENSHOTS = harness.ROOT / "screenshots"
 VIEWPORT = {"width": 1400, "height": 1150}
@@ -31,12 +31,9 @@ class Broken(fm.Policy):
 
 
 def need(there: object, what: str) -> None:
-    """Skip, or fail in CI, where everything must be at hand."""
-    if there:
-        return
-    if os.environ.get("FMLAB_CI") == "1":
-        pytest.fail(f"in CI, but {what}", pytrace=False)
-    pytest.skip(what)
+    """Skip or fail where it is not there."""
+    if not there:
+        unavailable(what)
 
 
 def pytest_collection_modifyitems(items):
