@@ -10,6 +10,8 @@ import pandas as pd
 from paired import arguments
 
 import fmlab as fm
+from fmlab.core import living_policies
+from fmlab.needs import LIVE
 
 ROOT = Path(__file__).resolve().parents[1]
 FACTS = 6
@@ -48,7 +50,7 @@ def long(wide: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     toy = arguments(__doc__).toy
     tokens, budgets, seeds = (700, [64], range(1)) if toy else (512, [64, 128, 256], range(6))
-    policies = [getattr(fm.policies, name)() for name in fm.policies.__all__]
+    policies = [kind() for kind in living_policies(LIVE) if kind.__module__.startswith("fmlab.")]
     out = None if toy else ROOT / "runs" / "retention.sqlite"
     settings = {"tokens": tokens, "tiny": toy, "out": out}
     tables = [

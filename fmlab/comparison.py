@@ -18,6 +18,7 @@ from . import parse, printed, report
 from .compare import FULL, Cell, check_grid, compare
 from .core import Policy, check_budget, living_policies
 from .models import load
+from .needs import LIVE
 from .passage import Passage, default_budgets, passage, read_text
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -50,7 +51,7 @@ class Request:
     ) -> "Request":
         """From the words of a command line. Raises ValueError, FileNotFoundError or NotADirectoryError."""
         own = [kind for path in imported for kind in parse.policies_of(path)]
-        known = [kind for kind in living_policies() if kind.__module__.startswith("fmlab.policies.")] + own
+        known = [kind for kind in living_policies(LIVE) if kind.__module__.startswith("fmlab.policies.")] + own
         chosen = [parse.policy(words, known) for words in policies or [kind.__name__ for kind in known]]
         counts = [_budget(words) for words in budgets]
         check_grid(chosen, counts or [1])

@@ -50,14 +50,23 @@ class Policy(ABC):
         return f"<code>{escape(repr(self))}</code> {escape(about)}"
 
 
-def living_policies() -> list[type[Policy]]:
-    """Every concrete Policy class alive in this process, in order of name; a class defined again appears once, the newest."""
+def living_policies(offered: frozenset[str] | None = None) -> list[type[Policy]]:
+    """Every concrete Policy class alive in this process, in order of name; a class defined again appears once, the newest.
+
+    With `offered` only those for which a host with these preparations can serve, by what their class `needs`.
+    """
     found, waiting = {}, [Policy]
     while waiting:
         children = waiting.pop().__subclasses__()
         waiting += children
         found |= {(c.__module__, c.__qualname__): c for c in children if not inspect.isabstract(c)}
-    return sorted(found.values(), key=lambda c: c.__name__)
+    able = [c for c in found.values() if offered is None or _needs(c) <= offered]
+    return sorted(able, key=lambda c: c.__name__)
+
+
+def _needs(kind: type[Policy]) -> frozenset[str]:
+    """What a class needs; of a wrapper, whose needs hang on what it wraps, with its defaults."""
+    return frozenset(kind().needs if isinstance(kind.needs, property) else kind.needs)
 
 
 def check_budget(budget: int) -> int:

@@ -1,6 +1,6 @@
 """Run a policy inside a Hugging Face model: a cache that evicts in prefill chunks and at every decode step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from .attach import attached, tag, unreachable
 from .attention import attend
 from .core import Policy, check_budget, check_needs
+from .needs import LIVE, Equipment
 from .slots import Meter, Slots
 from .together import Together, Turn
 from .view import Bag, normal_tensors
@@ -66,6 +67,8 @@ class FiniteLayer(CacheLayerMixin):
             values=lambda: slots.staged("values"),
             queries=lambda: query.detach().reshape(batch * query_heads, new, d),
             new_keys=lambda: slots.staged_new("keys"),
+            new_values=lambda: slots.staged_new("values"),
+            prepared=self._prepared(),
         )
         if new == 1 and together.worth:
             if "attention" in together.asked:
@@ -81,6 +84,12 @@ class FiniteLayer(CacheLayerMixin):
             together.end_call()
         self.attended = True
         return output
+
+    def _prepared(self) -> Mapping[str, Callable]:
+        needs = self.cache.policy.needs
+        if not needs:
+            return {}
+        return self.cache.equipment.prepared(needs, self.number, lambda: self.slots.staged_new("values"), self.batch)
 
     def _first_call(self, query_heads: int, window: int | None) -> None:
         bag = self.slots.bag
@@ -119,8 +128,16 @@ class FiniteCache(Cache):
     and, causally, the chunk; then one eviction.
     """
 
-    def __init__(self, policy: Policy, budget: int, layers: int, kv_heads: int, query_aware: bool = False):
-        self.policy, self.budget, self.query_aware = policy, budget, query_aware
+    def __init__(
+        self,
+        policy: Policy,
+        budget: int,
+        layers: int,
+        kv_heads: int,
+        query_aware: bool = False,
+        equipment: Equipment | None = None,
+    ):
+        self.policy, self.budget, self.query_aware, self.equipment = policy, budget, query_aware, equipment
         self.meter, self.together = Meter(), Together(policy)
         self._kv_heads = kv_heads
         super().__init__(layers=[FiniteLayer(self, number) for number in range(layers)])
@@ -208,13 +225,16 @@ def finite(model: PreTrainedModel, policy: Policy, budget: int, query_aware: boo
     policy pins.
     """
     check_budget(budget)
-    check_needs(policy, frozenset(), "a live model")
+    check_needs(policy, LIVE, "a live model")
     with attached(model):
+        equipment = Equipment(model) if policy.needs else None
+        if equipment is not None:
+            equipment.check(policy, f"a live {type(model).__name__}")
         config = model.config.get_text_config(decoder=True)
         kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         watch = model.register_forward_hook(_check_reached, with_kwargs=True)
         try:
-            yield FiniteCache(policy, budget, config.num_hidden_layers, kv_heads, query_aware)
+            yield FiniteCache(policy, budget, config.num_hidden_layers, kv_heads, query_aware, equipment)
         finally:
             watch.remove()
 

@@ -76,7 +76,8 @@ def fingerprint(trace: Trace) -> str:
     digest = hashlib.sha256(
         json.dumps([trace.layers, trace.model, trace.scaling, trace.softcap, trace.windows]).encode()
     )
-    for tensor in (trace.ids, trace.queries, trace.keys, trace.values):
+    further = [tensor for tensor in trace.columns.values() if tensor is not None]
+    for tensor in (trace.ids, trace.queries, trace.keys, trace.values, *further):
         digest.update(tensor.contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 

@@ -4,6 +4,7 @@ Thirty layers of three heads cost a policy thirty small computations, or one on 
 policy may not care which heads share its view, in a fraction of the time.
 """
 
+from collections.abc import Callable
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -98,6 +99,8 @@ class Together:
             values=lambda: torch.cat([turn.slots.staged("values") for turn in turns]),
             queries=lambda: torch.cat([turn.view.queries for turn in turns]),
             new_keys=lambda: torch.cat([turn.view.new_keys for turn in turns]),
+            new_values=lambda: torch.cat([turn.view.new_values for turn in turns]),
+            prepared={name: _joined(name, turns) for name in self.policy.needs},
             attended=lambda: torch.cat([turn.view.weights(1) for turn in turns]),
         )
         observed, evicted = step(self.policy, stats, view, first.slots.budget)
@@ -105,6 +108,12 @@ class Together:
             mine = {name: column[rows] for name, column in observed.items()}
             turn.slots.settle(mine, None if evicted is None else evicted[rows])
         self.note(view)
+
+
+def _joined(name: str, turns: list[Turn]) -> Callable:
+    """What the views of these turns were given for a need of the policy, as one; a rotary embedding is the model's."""
+    made = [turn.view.prepared(name) for turn in turns]
+    return made[0] if name == "pre_rope" else lambda: torch.cat([make() for make in made])
 
 
 def _kin(slots: list[Slots]) -> Kin:

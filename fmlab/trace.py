@@ -13,10 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .core import Policy, check_budget, check_needs
+from .rope import Rope
 from .slots import Slots, split
 from .view import Bag, View
 
 FORMAT = "fmlab trace 1"
+COLUMNS = ("output_norms", "repeated")
+REVIEWED = 64  # queries whose attention is computed at a time
 
 
 class TraceError(ValueError):
@@ -29,7 +32,9 @@ class Trace:
 
     `queries` (layers, query_heads, T, d), `keys` and `values` (layers, kv_heads, T, d), after RoPE; `ids` int64 (T,);
     `tokens` the T pieces of the text; `layers` which layers of the model these are; `windows` each layer's own sliding
-    window, or None; `scaling` and `softcap` as the model's attention uses them.
+    window, or None; `scaling` and `softcap` as the model's attention uses them. For policies that need more, or None
+    where it was not recorded: `output_norms`, the L1 norm of what each value adds to the layer's output; `repeated`, the
+    most attention each token received while the model repeated the text; `rope`, the rotary embedding.
     """
 
     ids: Int[Tensor, " tokens"]
@@ -42,6 +47,9 @@ class Trace:
     scaling: float
     softcap: float | None = None
     windows: tuple[int | None, ...] = ()
+    output_norms: Float[Tensor, "layers kv_heads tokens"] | None = None
+    repeated: Float[Tensor, "layers kv_heads tokens"] | None = None
+    rope: Rope | None = None
 
     def __post_init__(self):
         if len(self.tokens) != len(self.ids):
@@ -71,6 +79,17 @@ class Trace:
     def nbytes(self) -> int:
         """Bytes of the three tensors."""
         return self.queries.nbytes + self.keys.nbytes + self.values.nbytes
+
+    @property
+    def columns(self) -> dict[str, Tensor | None]:
+        """What was recorded of each token and KV head beside the vectors."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """What of a policy's `needs` a replay of this trace can prepare."""
+        held = {"output_projection": self.output_norms, "second_pass": self.repeated, "pre_rope": self.rope}
+        return frozenset({"future"} | {name for name, column in held.items() if column is not None})
 
     def bag(self) -> Bag:
         """All heads of all recorded layers as one bag, in the order layer, head."""
@@ -104,7 +123,10 @@ class Trace:
             "format": FORMAT, "tokens": self.tokens, "layers": self.layers, "model": self.model,
             "scaling": self.scaling, "softcap": self.softcap, "windows": self.windows,
         }  # fmt: skip
-        tensors = {"ids": self.ids, "queries": self.queries, "keys": self.keys, "values": self.values}
+        tensors = {name: getattr(self, name) for name in ("ids", "queries", "keys", "values", *COLUMNS)}
+        tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        if self.rope is not None:
+            about["rope_scaling"], tensors["inv_freq"] = self.rope.scaling, self.rope.inv_freq
         save_file({k: t.contiguous() for k, t in tensors.items()}, path, {"fmlab": json.dumps(about)})
         return Path(path)
 
@@ -113,8 +135,12 @@ class Trace:
         """Read a trace that `save` wrote. Raises FileNotFoundError, or TraceError for a foreign or truncated file."""
         about, tensors = read_safetensors(path, FORMAT, "fm.record(...).save")
         try:
+            inv_freq = tensors.pop("inv_freq", None)
+            rope = None if inv_freq is None else Rope(inv_freq, about["rope_scaling"])
             tuples = {name: tuple(about[name]) for name in ("tokens", "layers", "windows")}
-            trace = cls(**tensors, **tuples, model=about["model"], scaling=about["scaling"], softcap=about["softcap"])
+            trace = cls(
+                **tensors, **tuples, model=about["model"], scaling=about["scaling"], softcap=about["softcap"], rope=rope
+            )
             layers, query_heads, tokens, d = trace.queries.shape
             whole = (
                 trace.keys.shape == (layers, trace.kv_heads, tokens, d)
@@ -123,6 +149,8 @@ class Trace:
                 and len(trace.layers) == layers
                 and len(trace.windows) in (0, layers)
                 and query_heads % trace.kv_heads == 0
+                and all(column is None or column.shape == trace.keys.shape[:3] for column in trace.columns.values())
+                and (rope is None or (rope.inv_freq.ndim == 1 and 2 * len(rope.inv_freq) <= d))
             )
         except (KeyError, TypeError, ValueError) as error:
             raise TraceError(f"{path} lacks a part of a trace ({error}); record it again with fm.record") from error
@@ -168,15 +196,22 @@ def replay(
     queries and keys would change with what it forgot. `progress` is called with the tokens done and may raise to cancel.
     """
     check_budget(budget)
-    check_needs(policy, frozenset(), "a replay")
+    check_needs(policy, trace.offers, f"a replay of {trace!r}")
     slots = Slots(trace.bag(), budget, window=trace.window())
     flat = {name: getattr(trace, name).flatten(0, 1) for name in ("queries", "keys", "values")}
     calls = split(len(trace), prefill)
     if type(policy).observe is Policy.observe:  # nothing is evicted or remembered before the budget is full
         calls = _join(calls, budget)
+    foresight = Foresight(trace) if "future" in policy.needs else None
     done = 0
     for new in calls:
         arrived = slice(done, done + new)
+        prepared = {
+            "future": lambda seen=done + new: foresight.of(slots.staged_positions(), seen),
+            "pre_rope": lambda: trace.rope,
+            "output_projection": lambda arrived=arrived: trace.output_norms.flatten(0, 1)[:, arrived].float(),
+            "second_pass": lambda arrived=arrived: trace.repeated.flatten(0, 1)[:, arrived].float(),
+        }
         slots.stage(new, **{name: flat[name][:, arrived].float() for name in slots.data})
         view = slots.view(
             scaling=trace.scaling,
@@ -185,12 +220,34 @@ def replay(
             values=lambda: _column(slots, flat, "values"),
             queries=lambda arrived=arrived: flat["queries"][:, arrived].float(),
             new_keys=lambda arrived=arrived: flat["keys"][:, arrived].float(),
+            new_values=lambda arrived=arrived: flat["values"][:, arrived].float(),
+            prepared={name: prepared[name] for name in policy.needs},
         )
         slots.settle(*slots.choose(policy, view))
         done += new
         if progress is not None and (done % 64 == 0 or done == len(trace)):
             progress(done)
     return slots.expiry().view(len(trace.layers), trace.kv_heads, -1)
+
+
+class Foresight:
+    """What entries of a trace will still receive, by taking off the total what has been received."""
+
+    def __init__(self, trace: Trace):
+        self._view, self._seen = trace.view(), 0
+        self._left = torch.zeros(len(trace.bag()), len(trace), dtype=torch.float64)
+        for block in self._view.blocks():
+            self._left += self._paid(*block)
+
+    def of(self, positions: Int[Tensor, "heads n"], seen: int) -> Float[Tensor, "heads n"]:
+        """Of the entries at `positions`, from the queries `seen` and later; `seen` may only grow."""
+        for start in range(self._seen, seen, REVIEWED):
+            self._left -= self._paid(start, min(start + REVIEWED, seen))
+        self._seen = seen
+        return self._left.gather(1, positions).clamp(min=0)
+
+    def _paid(self, start: int, stop: int) -> Tensor:
+        return self._view.rows(start, stop).mean(1).double().sum(1)
 
 
 def _column(slots: Slots, flat: dict[str, Tensor], name: str) -> Tensor:

@@ -1,6 +1,6 @@
 """What a host shows a policy: the entries of a bag of heads, lazily, so that what is not asked for is never computed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
+
+from .rope import Rope
 
 WORKSPACE = 1 << 24  # attention weights computed at a time where only their sum is wanted: 64 MiB of float32
 
@@ -81,12 +83,19 @@ class View:
         query_aware: bool = False,
         newest: int | None = None,
         new_keys: Callable[[], Tensor] | None = None,
+        new_values: Callable[[], Tensor] | None = None,
         attended: Callable[[], Tensor] | None = None,
+        prepared: Mapping[str, Callable] | None = None,
     ):
         self._bag, self._positions, self._new, self._budget, self._scaling = bag, positions, new, budget, scaling
         self._keys, self._values, self._queries = keys, values, queries
         self._softcap, self._window, self._query_aware, self._newest = softcap, window, query_aware, newest
-        self._new_keys, self._attended = new_keys, attended  # where the host has these already
+        self._new_keys, self._new_values, self._attended = (
+            new_keys,
+            new_values,
+            attended,
+        )  # where the host has these already
+        self._prepared = prepared or {}  # what the policy's `needs` names
         self._asked: set[str] = set()
         self._stored: dict[str, Tensor] = {}  # all that is handed out, to find out who writes to it
         self._versions: dict[str, int] = {}
@@ -123,7 +132,7 @@ class View:
     def new_keys(self) -> Float[Tensor, "heads new d"]:
         """The keys that came with this call, in order of position: for a policy that remembers what it saw in a key, and
         so need not read them all again."""
-        return self._store("new_keys", self._new_keys or self._pick_new_keys)
+        return self._store("new_keys", self._new_keys or (lambda: self._pick_new("keys", self._keys)))
 
     @property
     def values(self) -> Float[Tensor, "heads n d"]:
@@ -135,6 +144,46 @@ class View:
     def queries(self) -> Float[Tensor, "query_heads new d"]:
         """Queries of this call after RoPE; the query heads of KV head h stand at h * groups to (h + 1) * groups - 1."""
         return self._store("queries", self._queries)
+
+    @property
+    def new_values(self) -> Float[Tensor, "heads new d"]:
+        """The values that came with this call, in order of position."""
+        return self._store("new_values", self._new_values or (lambda: self._pick_new("values", self._values)))
+
+    @property
+    def rope(self) -> Rope:
+        """The model's rotary position embedding. Needs `pre_rope`."""
+        return self.prepared("pre_rope")()
+
+    @property
+    def pre_rope_keys(self) -> Float[Tensor, "heads n d"]:
+        """Keys before RoPE. Needs `pre_rope`."""
+        return self._store("pre_rope_keys", lambda: self.rope.unrotate(self.keys, self._positions))
+
+    @property
+    def pre_rope_queries(self) -> Float[Tensor, "query_heads new d"]:
+        """Queries of this call before RoPE. Needs `pre_rope`."""
+        first = self._positions.amax(-1) - (self._new - 1)
+        places = first[:, None] + torch.arange(self._new, device=first.device)
+        places = places.repeat_interleave(self._bag.groups, 0)
+        return self._store("pre_rope_queries", lambda: self.rope.unrotate(self.queries, places))
+
+    @property
+    def new_output_norms(self) -> Float[Tensor, "heads new"]:
+        """L1 norm of what each value of this call adds to the layer's output, mean over the query heads of the KV head:
+        |W_O v|. In order of position. Needs `output_projection`."""
+        return self._store("new_output_norms", self.prepared("output_projection"))
+
+    @property
+    def new_repeated(self) -> Float[Tensor, "heads new"]:
+        """The most attention that each entry of this call received from any query while the model, asked to, repeated the
+        text; 1 for what came after the text. In order of position. Needs `second_pass`."""
+        return self._store("new_repeated", self.prepared("second_pass"))
+
+    @property
+    def future(self) -> Float[Tensor, "heads n"]:
+        """What each entry will receive from all later queries of the full cache. Needs `future`."""
+        return self._store("future", self.prepared("future"))
 
     @property
     def age(self) -> Int[Tensor, "heads n"]:
@@ -165,11 +214,11 @@ class View:
             total += self.rows(start, stop).sum(2).mean(1)
         return total
 
-    def blocks(self) -> list[tuple[int, int]]:
-        """The queries of this call in ranges whose weights fit the workspace."""
+    def blocks(self, first: int = 0) -> list[tuple[int, int]]:
+        """The queries of this call, from the `first` on, in ranges whose weights fit the workspace."""
         heads, n = self._positions.shape
         rows = max(1, WORKSPACE // (heads * self._bag.groups * n))
-        return [(start, min(start + rows, self._new)) for start in range(0, self._new, rows)]
+        return [(start, min(start + rows, self._new)) for start in range(first, self._new, rows)]
 
     def mean_over_layer(self, scores: Float[Tensor, "heads n"]) -> Float[Tensor, "heads n"]:
         """The mean of `scores` over the heads of the same sequence and layer. Raises ValueError where these heads do
@@ -219,10 +268,16 @@ class View:
     def _remember(self, name: str, tensor: Tensor) -> None:
         self._stored[name], self._versions[name] = tensor, _version(tensor)
 
-    def _pick_new_keys(self) -> Tensor:
-        keys = self._store("keys", self._keys)
+    def prepared(self, name: str) -> Callable:
+        """What the host prepared for a need of the policy. Raises ValueError where the policy did not name it."""
+        if name not in self._prepared:
+            raise ValueError(f"{name!r} is not prepared for this policy; name it in the policy's `needs`")
+        return self._prepared[name]
+
+    def _pick_new(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        column = self._store(name, make)
         places = self.age.argsort(dim=-1)[:, : self._new].flip(-1)
-        return keys.gather(1, places[..., None].expand(*places.shape, keys.shape[-1]))
+        return column.gather(1, places[..., None].expand(*places.shape, column.shape[-1]))
 
     def _ages(self) -> Tensor:
         newest = self._positions.amax(-1, keepdim=True) if self._newest is None else self._newest

@@ -17,16 +17,20 @@ HUB = "huggingface_hub filelock platformdirs tqdm safetensors transformers token
 
 # room: its own modules (a package counts as one), which of ours it may import, which packages of others
 ROOMS = {
-    "core": ("core view", "", ""),
+    "core": ("core view rope", "", ""),
     "slots": ("slots", "core view", ""),
     "policies": ("policies", "core view", ""),
-    "traces": ("trace replays", "core view slots", "safetensors"),
-    "live": ("live together record attach attention masked", "core view slots trace", "transformers"),
+    "traces": ("trace replays", "core view rope slots", "safetensors"),
+    "live": (
+        "live together record watch repeat needs attach attention masked",
+        "core view rope slots trace language",
+        "transformers",
+    ),
     "models": ("models weights language dequantise", "", f"{HUB} gguf"),
     "oracle": ("oracle", "core slots trace", "scipy"),
     "metrics": ("metrics intervals", "core slots trace oracle", ""),
     "tasks": ("tasks texts", "core live metrics intervals language", "transformers"),
-    "contract": ("contract", "core view slots trace live record masked models", ""),
+    "contract": ("contract", "core view rope slots trace live needs record masked models", ""),
     "sweep": ("sweep fingerprint provenance", "", "pandas joblib distributed tqdm"),
     "figures": ("figures", "intervals", "pandas plotly numpy"),
     "parse": ("parse", "core", ""),
@@ -46,7 +50,7 @@ ROOMS = {
 }
 FREE = "torch numpy jaxtyping"  # for every room that makes neither pictures nor programs
 NOT_FREE = {"figures", "widgets", "command line", "the front"}
-HOSTS = {"trace", "replays", "live", "record", "attach", "attention", "masked", "slots"}
+HOSTS = {"trace", "replays", "live", "record", "watch", "repeat", "needs", "attach", "attention", "masked", "slots"}
 
 
 def modules() -> dict[str, list[Path]]:

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 import fmlab as fm
+from fmlab.core import living_policies
 from fmlab.masked import masked_logits
+from fmlab.needs import LIVE
 
 pytestmark = pytest.mark.real
-POLICIES = [getattr(fm.policies, name)() for name in fm.policies.__all__]
+POLICIES = [kind() for kind in living_policies(LIVE) if kind.__module__.startswith("fmlab.")]
 
 
 @pytest.fixture(scope="module")

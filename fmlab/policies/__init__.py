@@ -2,6 +2,7 @@
 
 from .attention import H2O, TOVA, SnapKV
 from .geometry import KeyNorm
+from .hindsight import Clairvoyant
 from .recency import Random, SinkWindow, SlidingWindow
 
-__all__ = ["H2O", "TOVA", "KeyNorm", "Random", "SinkWindow", "SlidingWindow", "SnapKV"]
+__all__ = ["H2O", "TOVA", "Clairvoyant", "KeyNorm", "Random", "SinkWindow", "SlidingWindow", "SnapKV"]
