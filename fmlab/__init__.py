@@ -11,7 +11,9 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 _MODULES = frozenset(
-    ("contract core figures intervals live masked metrics models policies replays tasks texts trace widgets").split()
+    (
+        "contract core figures intervals live masked metrics models policies replays tables tasks texts trace widgets"
+    ).split()
 )
 _HOMES = {
     "BudgetError": "core",
@@ -27,6 +29,7 @@ _HOMES = {
     "replay": "trace",
     "sweep": "sweep",
     "tiny": "models",
+    "why": "why",
 }
 
 

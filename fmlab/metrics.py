@@ -32,6 +32,25 @@ def mass_recall(trace: Trace, expiry: Int[Tensor, "layers kv_heads tokens"]) -> 
     return seen_mass(trace, expiry).mean(-1)
 
 
+def paid_between(
+    trace: Trace,
+    start: Int[Tensor, "layers kv_heads tokens"],
+    stop: Int[Tensor, "layers kv_heads tokens"],
+) -> Float[Tensor, "layers kv_heads tokens"]:
+    """Full-cache attention that each entry receives from the queries `start` up to, not including, `stop`, over all
+    queries: between the expiries of two runs what the later one sees of it and the earlier one has lost.
+
+    Its sum over the entries, minus the same with the two runs exchanged, is the difference in mass recall.
+    """
+    view, first, last = trace.view(), start.flatten(0, 1), stop.flatten(0, 1)
+    paid = torch.zeros(first.shape, dtype=torch.float64)
+    for begin, end in view.blocks():
+        at = torch.arange(begin, end)[None, :, None]
+        missing = (at < first[:, None]) | (at >= last[:, None])  # (heads, queries, entries)
+        paid += view.rows(begin, end).mean(1).masked_fill_(missing, 0).sum(1)
+    return (paid / len(trace)).view(start.shape)
+
+
 def regret(
     trace: Trace, expiry: Int[Tensor, "layers kv_heads tokens"], budget: int, prefill: int | Sequence[int] = 1
 ) -> Float[Tensor, "layers kv_heads"]:

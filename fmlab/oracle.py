@@ -12,7 +12,6 @@ of all prices (linear programming duality), and the gap between cost and prices 
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from os import cpu_count
 
 import numpy as np
@@ -68,16 +67,7 @@ def eviction_times(tokens: int, budget: int, prefill: int | Sequence[int] = 1) -
 def attention(trace: Trace, layer: int) -> Float[np.ndarray, "kv_heads tokens tokens"]:
     """What each query pays to each entry in the full cache, mean over the query heads of a KV head; `layer` counts the
     recorded layers."""
-    one = slice(layer, layer + 1)
-    part = replace(
-        trace,
-        layers=trace.layers[one],
-        windows=trace.windows[one],
-        queries=trace.queries[one],
-        keys=trace.keys[one],
-        values=trace.values[one],
-    )
-    view = part.view()
+    view = trace.layer(layer).view()
     return torch.cat([view.rows(*block).mean(1) for block in view.blocks()], 1).numpy()
 
 

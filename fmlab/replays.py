@@ -1,4 +1,4 @@
-"""The expiries of a grid of policies and budgets, kept beside their trace so that a slider need not wait."""
+"""Replays of one trace, kept beside it so that a slider need not wait: policies by budgets, the optimum, and regret."""
 
 import hashlib
 import json
@@ -6,18 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .core import Policy
+from .metrics import mass_recall
+from .oracle import oracle
 from .trace import Trace, TraceError, read_safetensors, replay
 
 FORMAT = "fmlab replays 1"
+OPTIMUM = "optimum"  # stands where a policy's label does; no policy has it, since those are written as calls
+
+Recall = Callable[[Int[Tensor, "layers kv_heads tokens"]], Float[Tensor, "layers kv_heads"]]
 
 
 class Replays:
-    """Every replay of one trace that has been asked for, computed once.
+    """Every replay of one trace that has been asked for, computed once, and the exact optimum of every budget likewise.
 
     A policy is known by its class and its repr. From a file only the library's own policies are taken, since the code
     of a class of your own may have changed since.
@@ -26,6 +31,7 @@ class Replays:
     def __init__(self, trace: Trace):
         self.trace = trace
         self._known: dict[tuple, Tensor] = {}
+        self._recall: dict[tuple, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -39,9 +45,42 @@ class Replays:
             self._known[key] = replay(self.trace, policy, budget, prefill, progress).to(_dtype(self.trace))
         return self._known[key].long()
 
+    def oracle(
+        self, budget: int, prefill: int = 1, progress: Callable[[int], None] | None = None
+    ) -> Int[Tensor, "layers kv_heads tokens"]:
+        """As `fm.oracle`, computed at the first call only: seconds for a thousand tokens, minutes for several."""
+        key = (None, OPTIMUM, budget, prefill)
+        if key not in self._known:
+            self._known[key] = oracle(self.trace, budget, prefill, progress).to(_dtype(self.trace))
+        return self._known[key].long()
+
+    def mass_recall(
+        self, policy: Policy | None, budget: int, prefill: int = 1, measure: Recall | None = None
+    ) -> Float[Tensor, "layers kv_heads"]:
+        """Mass recall of a replay, or, where `policy` is None, of the optimum; computed at the first call only.
+
+        `measure` is a quicker way to the same figures, such as `metrics.Received.mass_recall`.
+        """
+        key = (*_identity(policy), budget, prefill)
+        if key not in self._recall:
+            expiry = self.oracle(budget, prefill) if policy is None else self.expiry(policy, budget, prefill)
+            self._recall[key] = mass_recall(self.trace, expiry) if measure is None else measure(expiry)
+        return self._recall[key].clone()
+
+    def regret(
+        self, policy: Policy, budget: int, prefill: int = 1, progress: Callable[[int], None] | None = None
+    ) -> Float[Tensor, "layers kv_heads"]:
+        """Mass recall of the optimum minus that of the replay; `progress` is that of the optimum, as in `fm.oracle`."""
+        self.oracle(budget, prefill, progress)
+        return self.mass_recall(None, budget, prefill) - self.mass_recall(policy, budget, prefill)
+
     def has(self, policy: Policy, budget: int, prefill: int = 1) -> bool:
         """Whether `expiry` would answer at once."""
         return (*_identity(policy), budget, prefill) in self._known
+
+    def has_oracle(self, budget: int, prefill: int = 1) -> bool:
+        """Whether `oracle` would answer at once: it is known, or nothing need be evicted."""
+        return budget >= len(self.trace) or (None, OPTIMUM, budget, prefill) in self._known
 
     def budgets(self, policy: Policy, prefill: int = 1) -> list[int]:
         """The budgets at which `expiry` would answer at once, in order."""
@@ -49,7 +88,7 @@ class Replays:
         return sorted(key[2] for key in self._known if key[:2] == who and key[3] == prefill)
 
     def save(self, path: str | Path) -> Path:
-        """Write the replays of the library's own policies as safetensors and return the path."""
+        """Write the optima and the replays of the library's own policies as safetensors and return the path."""
         kept = {key: expiry for key, expiry in self._known.items() if key[0] is None}
         about = {"format": FORMAT, "trace": fingerprint(self.trace), "keys": [key[1:] for key in kept]}
         tensors = {str(row): expiry for row, expiry in enumerate(kept.values())}
@@ -82,8 +121,10 @@ def fingerprint(trace: Trace) -> str:
     return digest.hexdigest()
 
 
-def _identity(policy: Policy) -> tuple[type | None, str]:
-    """The class (None for the library's own) and the label."""
+def _identity(policy: Policy | None) -> tuple[type | None, str]:
+    """The class (None for the library's own) and the label; of None, those of the optimum."""
+    if policy is None:
+        return None, OPTIMUM
     own = type(policy).__module__.startswith("fmlab.policies.")
     return (None if own else type(policy)), repr(policy)
 

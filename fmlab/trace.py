@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .core import Policy, check_budget, check_needs
+from .core import Policy, Stats, check_budget, check_needs
 from .rope import Rope
 from .slots import Slots, split
 from .view import Bag, View
@@ -90,6 +90,19 @@ class Trace:
         """What of a policy's `needs` a replay of this trace can prepare."""
         held = {"output_projection": self.output_norms, "second_pass": self.repeated, "pre_rope": self.rope}
         return frozenset({"future"} | {name for name, column in held.items() if column is not None})
+
+    def layer(self, at: int) -> "Trace":
+        """The trace of one of the recorded layers alone; `at` counts them."""
+        one = slice(at, at + 1)
+        names = (
+            "layers",
+            "windows",
+            "queries",
+            "keys",
+            "values",
+            *(k for k, c in self.columns.items() if c is not None),
+        )
+        return replace(self, **{name: getattr(self, name)[one] for name in names})
 
     def bag(self) -> Bag:
         """All heads of all recorded layers as one bag, in the order layer, head."""
@@ -187,13 +200,15 @@ def replay(
     budget: int,
     prefill: int | Sequence[int] = 1,
     progress: Callable[[int], None] | None = None,
+    watch: Callable[[View, Stats], None] | None = None,
 ) -> Int[Tensor, "layers kv_heads tokens"]:
     """Run a policy over a trace, every layer and head at once, and return the expiry of each token.
 
     The first call brings `prefill` tokens (a tuple: the sizes of the first calls), then one by one. Evicted after query
     t: t + 1; still held at the end: T + 1. Attention is computed over the survivors, from the recorded queries and keys:
     exact at layer 0, up to ties and the precision of the trace; above it an approximation, since a live model's own
-    queries and keys would change with what it forgot. `progress` is called with the tokens done and may raise to cancel.
+    queries and keys would change with what it forgot. `progress` is called with the tokens done and may raise to cancel;
+    `watch` with what the policy was shown, and its columns, at every call that evicts, before it does.
     """
     check_budget(budget)
     check_needs(policy, trace.offers, f"a replay of {trace!r}")
@@ -223,7 +238,10 @@ def replay(
             new_values=lambda arrived=arrived: flat["values"][:, arrived].float(),
             prepared={name: prepared[name] for name in policy.needs},
         )
-        slots.settle(*slots.choose(policy, view))
+        stats, evicted = slots.choose(policy, view)
+        if watch is not None and evicted is not None:
+            watch(view, stats)
+        slots.settle(stats, evicted)
         done += new
         if progress is not None and (done % 64 == 0 or done == len(trace)):
             progress(done)

@@ -45,12 +45,43 @@ def facts(seeds=4) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def heads(seeds=0) -> pd.DataFrame:
+    """One row a policy, budget and head, the optimum too."""
+    chance = np.random.default_rng(0)
+    return pd.DataFrame(
+        [
+            {
+                "policy": policy, "budget": budget, "layer": layer, "head": head, "mass_recall": 0.8,
+                "regret": 0.0 if policy == "optimum" else float(chance.random()), **({"seed": seed} if seeds else {}),
+            }
+            for seed in range(seeds or 1)
+            for policy in [*POLICIES, "optimum"]
+            for budget in BUDGETS
+            for layer in (0, 7)
+            for head in range(3)
+        ]
+    )  # fmt: skip
+
+
+def losses() -> pd.DataFrame:
+    """One row a layer, head and token of a text of 100 tokens."""
+    rows = [
+        {
+            "policy": POLICIES[0], "budget": 32, "layer": layer, "head": head, "position": i, "token": f" <b>{i}\n",
+            "lost": 0.001 * ((i * 7) % 11) * (layer + 1), "gained": 0.0,
+        }
+        for layer in (0, 7) for head in range(3) for i in range(100)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 LINES = [figures.mass_recall_by_budget, figures.nll_by_budget, figures.bytes_against_quality]
 OF_FACTS = [figures.retention_by_depth, figures.needle_heatmap]
 ALL = [(draw, rows) for draw in LINES] + [(draw, facts) for draw in OF_FACTS]
+OF_REGRET = [(figures.regret_bars, heads), (figures.lost_by_depth, losses), (figures.lost_tokens, losses)]
 
 
-@pytest.mark.parametrize(("draw", "make"), ALL)
+@pytest.mark.parametrize(("draw", "make"), ALL + OF_REGRET)
 def test_a_figure_is_a_pure_function(draw, make):
     table = make()
     before = table.copy(deep=True)
@@ -182,10 +213,14 @@ def test_tables_that_cannot_be_drawn(draw, make):
         (figures.bytes_against_quality, "nbytes"),
         (figures.needle_heatmap, "depth"),
         (figures.retention_by_depth, "third"),
+        (figures.regret_bars, "regret"),
+        (figures.lost_by_depth, "lost"),
+        (figures.lost_tokens, "token"),
     ],
 )
 def test_a_missing_column_is_named(draw, column):
-    table = (facts() if draw in OF_FACTS else rows()).drop(columns=column)
+    make = dict(ALL + OF_REGRET)[draw]
+    table = make().drop(columns=column)
     with pytest.raises(ValueError, match=f"the table has no column '{column}'; it has policy, budget"):
         draw(table)
 
@@ -204,6 +239,52 @@ def test_a_table_of_refused_cells(draw):
 def test_several_rows_a_cell_are_not_averaged_silently():
     with pytest.raises(ValueError, match=r"several rows of H2O\(recent=0.5\) at budget 32"):
         figures.nll_by_budget(pd.concat([rows(), rows()]))
+
+
+def test_bars_of_regret_have_the_interval_of_layers_or_texts():
+    for table, unit, clusters in ((heads(), "layer", 2), (heads(seeds=4), "seed", 4)):
+        figure = figures.regret_bars(table)
+        bar, worst = figure.data[0], figure.data[1]
+        cell = table[(table.policy == POLICIES[0]) & (table.budget == 64)]
+        mean = bootstrap(cell.regret.to_numpy(), cell[unit].to_numpy())
+        assert bar.y[1] == pytest.approx(mean.mean) and bar.error_y.array[1] == pytest.approx(mean.high - mean.mean)
+        assert bar.customdata[1][4] == clusters and worst.y[1] == cell.regret.max()
+        assert [trace.name for trace in figure.data if trace.type == "bar"] == [
+            *POLICIES[:2],
+            "Odd(name='&lt;b&gt;&amp;')",
+        ]
+        assert len({trace.marker.pattern.shape for trace in figure.data if trace.type == "bar"}) == 3
+
+
+def test_bars_of_a_regret_that_nobody_knows():
+    with pytest.raises(ValueError, match="no row of the table has a figure in column 'regret'"):
+        figures.regret_bars(heads().assign(regret=float("nan")))
+
+
+def test_what_is_lost_is_added_up_by_depth():
+    table = losses()
+    figure = figures.lost_by_depth(table)
+    heat = figure.data[0]
+    assert list(heat.y) == ["0.0", "0.1", "0.2", "7.0", "7.1", "7.2"] and len(heat.x) == 40
+    summed = np.array(heat.customdata)[..., 0]
+    assert summed.sum() == pytest.approx(table.lost.sum()) and np.asarray(heat.z) ** 2 == pytest.approx(summed)
+    first = table[(table.layer == 7) & (table["head"] == 1) & (table.position < 3)]
+    assert summed[4][0] == pytest.approx(first.lost.sum()) and list(np.array(heat.customdata)[4][0][1:]) == [0, 2]
+    two = figures.lost_by_depth(pd.concat([table, table.assign(budget=64)]))
+    assert len(two.data) == 2 and two.layout.annotations[1].text == "H2O(recent=0.5), budget 64"
+
+
+def test_the_tokens_that_are_lost_most_are_shown_as_text():
+    table = losses()
+    bar = figures.lost_tokens(table, top=5).data[0]
+    mean = table.groupby("position").lost.mean().sort_values(ascending=False)
+    assert list(bar.x) == pytest.approx(mean.head(5).tolist()) and len(bar.y) == 5
+    assert all("<b> &lt;b&gt;" in label and "⏎</b>" in label for label in bar.text)
+    assert bar.customdata[0][1:] == [6, 6]
+    with pytest.raises(ValueError, match="the table holds 2 runs"):
+        figures.lost_tokens(pd.concat([table, table.assign(budget=64)]))
+    with pytest.raises(ValueError, match="loses nothing that the optimum keeps"):
+        figures.lost_tokens(table.assign(lost=0.0))
 
 
 def test_no_button_uploads_a_chart():

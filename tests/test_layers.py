@@ -20,7 +20,7 @@ ROOMS = {
     "core": ("core view rope", "", ""),
     "slots": ("slots", "core view", ""),
     "policies": ("policies", "core view", ""),
-    "traces": ("trace replays", "core view rope slots", "safetensors"),
+    "traces": ("trace", "core view rope slots", "safetensors"),
     "live": (
         "live together record watch repeat needs attach attention masked",
         "core view rope slots trace language",
@@ -29,6 +29,8 @@ ROOMS = {
     "models": ("models weights language dequantise", "", f"{HUB} gguf"),
     "oracle": ("oracle", "core slots trace", "scipy"),
     "metrics": ("metrics intervals", "core slots trace oracle", ""),
+    "replays": ("replays why", "core view trace oracle metrics", "safetensors"),
+    "tables": ("tables", "core metrics intervals replays", "pandas"),
     "tasks": ("tasks texts", "core live metrics intervals language", "transformers"),
     "contract": ("contract", "core view rope slots trace live needs record masked models", ""),
     "sweep": ("sweep fingerprint provenance", "", "pandas joblib distributed tqdm"),
@@ -42,7 +44,7 @@ ROOMS = {
     # The Explorer is a program on top of everything below it; tensors it hands on, figures it leaves to metrics.
     "widgets": (
         "widgets",
-        "figures trace replays metrics live core models policies",
+        "figures trace replays why metrics live core models policies",
         "ipywidgets anywidget traitlets IPython pandas torch numpy jaxtyping",
     ),
     "command line": ("cli __main__ comparison", ANY, f"typer pandas plotly torch numpy jaxtyping {HUB}"),

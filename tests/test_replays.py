@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fmlab as fm
+from fmlab import metrics
 from fmlab import replays as module
 from fmlab.core import Policy
 from fmlab.policies import H2O, KeyNorm, SinkWindow
@@ -93,6 +94,43 @@ def test_round_trip_keeps_the_library_s_own_policies(trace, tmp_path, counted):
     assert len(again) == 3 and not again.has(Mine(), 8) and len(counted) == 4
     assert all(torch.equal(again.expiry(*cell), expiry) for cell, expiry in kept.items())
     assert len(counted) == 4 and again.budgets(KeyNorm()) == [100]
+
+
+def test_the_optimum_is_remembered_and_saved(trace, tmp_path, monkeypatch):
+    replays, solved = Replays(trace), []
+    monkeypatch.setattr(module, "oracle", lambda *args: solved.append(args[1:3]) or fm.oracle(*args))
+    assert not replays.has_oracle(8) and replays.has_oracle(len(trace))
+    for _ in range(2):
+        assert torch.equal(replays.oracle(8), fm.oracle(trace, 8))
+        assert torch.equal(replays.oracle(8, 10), fm.oracle(trace, 8, 10))
+    assert solved == [(8, 1), (8, 10)] and replays.has_oracle(8) and replays.has_oracle(8, 10)
+    replays.oracle(8).zero_()
+    again = Replays.load(replays.save(tmp_path / "replays"), trace)
+    assert again.has_oracle(8) and torch.equal(again.oracle(8, 10), fm.oracle(trace, 8, 10)) and len(solved) == 2
+    assert again.budgets(H2O()) == []
+
+
+def test_a_cancelled_optimum_is_not_remembered(trace):
+    replays = Replays(trace)
+
+    def cancel(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replays.oracle(8, progress=cancel)
+    assert not replays.has_oracle(8)
+
+
+def test_regret_is_that_of_metrics_and_measured_once(trace, monkeypatch):
+    replays, measured = Replays(trace), []
+    expected = metrics.regret(trace, fm.replay(trace, H2O(), 8), 8)
+    monkeypatch.setattr(module, "mass_recall", lambda *args: measured.append(1) or metrics.mass_recall(*args))
+    heads = []
+    for _ in range(2):
+        assert torch.equal(replays.regret(H2O(), 8, progress=heads.append), expected)
+    assert len(measured) == 2 and heads == [1, 2, 3, 4] and (expected >= 0).all()
+    quick = replays.mass_recall(KeyNorm(), 8, measure=metrics.Received(trace).mass_recall)
+    assert torch.allclose(quick, metrics.mass_recall(trace, fm.replay(trace, KeyNorm(), 8)))
 
 
 @pytest.mark.parametrize(

@@ -297,3 +297,13 @@ def test_a_policy_that_needs_what_was_not_recorded_is_refused_on_entry(trace):
 
     with pytest.raises(ValueError, match="needs second_pass, which a replay of .* cannot prepare"):
         replay(trace, Reader(), 8)
+
+
+def test_a_layer_alone():
+    trace = fm.record(fm.tiny(), "A text to be forgotten.", layers=[0, 2])
+    one = trace.layer(1)
+    assert one.layers == (2,) and one.windows == trace.windows[1:] and one.ids is trace.ids
+    for name in ("queries", "keys", "values"):
+        assert torch.equal(getattr(one, name), getattr(trace, name)[1:])
+    assert all((column is None) == (one.columns[name] is None) for name, column in trace.columns.items())
+    assert torch.equal(fm.replay(one, fm.policies.TOVA(), 8), fm.replay(trace, fm.policies.TOVA(), 8)[1:])

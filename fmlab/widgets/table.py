@@ -1,7 +1,7 @@
 """The figures beside the map: retention by third, attention-mass recall, entries held and their bytes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -60,12 +60,11 @@ def recall_in_steps(received: Received, check: Callable[[], None] = lambda: None
     """
 
     def one_layer(expiry: Tensor, at: int) -> Tensor:
-        trace, cut = received.trace, slice(at, at + 1)
+        trace = received.trace
         if layer not in (None, trace.layers[at]):
             return expiry.new_full((1, trace.kv_heads), 0).double() * float("nan")
         check()
-        parts = {name: getattr(trace, name)[cut] for name in ("layers", "queries", "keys", "values", "windows")}
-        return mass_recall(replace(trace, **parts), expiry[cut])
+        return mass_recall(trace.layer(at), expiry[at : at + 1])
 
     def recall(expiry: Tensor) -> Tensor:
         if received.fast:

@@ -1,75 +1,29 @@
-"""Charts of a table, one function each: a data frame in, a plotly Figure out, and nothing is measured on the way."""
+"""Retention, recall, losses and bytes by policy and budget."""
 
-from collections.abc import Iterable, Sequence
 from html import escape
-from itertools import count
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import plotly.io as pio
 from plotly.subplots import make_subplots
 
-from .intervals import Interval, bootstrap, wilson
+from ..intervals import Interval, bootstrap, wilson
+from .look import (
+    FULL,
+    NEUTRAL,
+    PANEL_TITLES,
+    budgets_of,
+    check,
+    finish,
+    intervals_of,
+    measured,
+    offset,
+    series,
+    spoken,
+    styles,
+)  # fmt: skip
 
-FULL = "full cache"
 THIRDS = ("early", "middle", "late")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")  # Okabe and Ito, grey for black
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down")
-NEUTRAL = "#7A7A7A"  # readable on white and on black
-PANEL_TITLES = 68  # pixels above a figure whose panels have titles
-GRID = "rgba(128,128,128,.25)"
-CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
-"""What to show a figure with elsewhere: no logo, and no button that uploads the chart to somebody's cloud."""
-
-TEMPLATE = "fmlab"
-_AXIS = {
-    "gridcolor": GRID, "linecolor": NEUTRAL, "zerolinecolor": GRID, "ticks": "outside", "automargin": True,
-    "title": {"font": {"size": 13}, "standoff": 8},
-}  # fmt: skip
-pio.templates[TEMPLATE] = go.layout.Template(
-    layout={
-        "colorway": COLOURS,
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": NEUTRAL, "family": "system-ui, sans-serif", "size": 13},
-        "title": {
-            "font": {"size": 15},
-            "x": 0,
-            "xref": "paper",
-            "xanchor": "left",
-            "y": 1,
-            "yref": "container",
-            "yanchor": "top",
-            "pad": {"t": 10},
-        },
-        "margin": {"l": 64, "r": 16, "t": 44, "b": 52},
-        "xaxis": _AXIS,
-        "yaxis": _AXIS,
-        "legend": {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
-        "colorscale": {"sequential": "Cividis"},
-        "hoverlabel": {"align": "left"},
-    }
-)
-for _name in ("plotly_mimetype", "notebook"):  # where a notebook shows a figure
-    pio.renderers[_name].config = {**(pio.renderers[_name].config or {}), **CONFIG}
-
-
-class Style(NamedTuple):
-    """How one policy is told from the others: never by colour alone."""
-
-    colour: str
-    dash: str
-    marker: str
-
-
-def styles(policies: Iterable[str]) -> dict[str, Style]:
-    """A style for each policy, in order of appearance; the full cache is a grey dotted line."""
-    others = [policy for policy in dict.fromkeys(policies) if policy != FULL]
-    turn = ((COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)]) for i in count())
-    return {FULL: Style(NEUTRAL, "dot", "circle-open")} | {p: Style(*s) for p, s in zip(others, turn, strict=False)}
 
 
 def retention_by_depth(table: pd.DataFrame) -> go.Figure:
@@ -80,8 +34,8 @@ def retention_by_depth(table: pd.DataFrame) -> go.Figure:
     several; Wilson for what is answered. Raises ValueError for a table that is empty or lacks a column.
     """
     shown = [name for name in ("present", "answered") if name in table] or ["present"]
-    _check(table, "third", *shown)
-    budgets, look = _budgets(table), styles(table["policy"])
+    check(table, "third", *shown)
+    budgets, look = budgets_of(table), styles(table["policy"])
     figure = make_subplots(
         rows=len(shown), cols=len(budgets), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.03,
         vertical_spacing=0.08, column_titles=[f"budget {budget}" for budget in budgets],
@@ -95,9 +49,9 @@ def retention_by_depth(table: pd.DataFrame) -> go.Figure:
                 rows = cell[cell["policy"] == policy]
                 parts = [rows[rows["third"] == third] for third in THIRDS]
                 points = {third: _share(part, name) for third, part in enumerate(parts) if len(part)}
-                x = [third + _offset(at, len(names)) for third in points]
+                x = [third + offset(at, len(names)) for third in points]
                 shares = list(points.values())
-                trace = _series(policy, look[policy], x, [share.mean for share in shares], shares)
+                trace = series(policy, look[policy], x, [share.mean for share in shares], shares)
                 trace.showlegend = policy not in explained
                 explained.add(policy)
                 trace.customdata = [[THIRDS[third], share.n] for third, share in points.items()]
@@ -108,15 +62,15 @@ def retention_by_depth(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(range=[-0.04, 1.04], tickformat=".0%")
     figure.update_xaxes(tickvals=[0, 1, 2], ticktext=THIRDS, range=[-0.5, 2.5])
     figure.update_xaxes(title_text="third of the text", row=len(shown), col=(len(budgets) + 1) // 2)
-    return _finish(figure, "Retention by depth", 150 + 230 * len(shown), PANEL_TITLES)
+    return finish(figure, "Retention by depth", 150 + 230 * len(shown), PANEL_TITLES)
 
 
 def mass_recall_by_budget(table: pd.DataFrame) -> go.Figure:
     """Attention-mass recall over the budget, a line a policy: columns `policy`, `budget`, `mass_recall`."""
-    _check(table, "mass_recall")
+    check(table, "mass_recall")
     figure = _by_budget(table, "mass_recall")
     figure.update_yaxes(title_text="attention-mass recall")
-    return _finish(figure, "Attention-mass recall by budget")
+    return finish(figure, "Attention-mass recall by budget")
 
 
 def nll_by_budget(table: pd.DataFrame) -> go.Figure:
@@ -124,10 +78,10 @@ def nll_by_budget(table: pd.DataFrame) -> go.Figure:
 
     Columns `policy`, `budget`, `nll_delta`, `nll_delta_low`, `nll_delta_high`.
     """
-    _check(table, "nll_delta", "nll_delta_low", "nll_delta_high")
+    check(table, "nll_delta", "nll_delta_low", "nll_delta_high")
     figure = _by_budget(table, "nll_delta", "nll_delta_low", "nll_delta_high")
     figure.update_yaxes(title_text="NLL minus full cache, nats a token")
-    return _finish(figure, "What forgetting costs: NLL by budget")
+    return finish(figure, "What forgetting costs: NLL by budget")
 
 
 def bytes_against_quality(table: pd.DataFrame) -> go.Figure:
@@ -136,23 +90,23 @@ def bytes_against_quality(table: pd.DataFrame) -> go.Figure:
     Columns `policy`, `budget` (in the hover), `nbytes`, `nll_delta`, `nll_delta_low`, `nll_delta_high`.
     """
     needed = ("nbytes", "nll_delta", "nll_delta_low", "nll_delta_high")
-    _check(table, *needed)
+    check(table, *needed)
     figure, look = go.Figure(), styles(table["policy"])
-    rows = _measured(table, "nll_delta").dropna(subset=["nbytes"])
+    rows = measured(table, "nll_delta").dropna(subset=["nbytes"])
     names = list(dict.fromkeys(rows.loc[rows["budget"].notna(), "policy"]))
-    _budgets(rows)  # raises where there is none
+    budgets_of(rows)  # raises where there is none
     for policy in dict.fromkeys(rows["policy"]):
         mine = rows[rows["policy"] == policy].sort_values("nbytes")
-        aside = _offset(names.index(policy), len(names)) if policy in names else 0.0
+        aside = offset(names.index(policy), len(names)) if policy in names else 0.0
         x = mine["nbytes"] / 1e6 * (1 + 0.15 * aside)  # side by side: equal budgets are equal bytes
-        trace = _series(policy, look[policy], x, mine["nll_delta"], _intervals(mine, *needed[1:]))
-        trace.customdata = np.stack([mine["budget"].map(_spoken), mine["nbytes"] / 1e6], axis=-1)
+        trace = series(policy, look[policy], x, mine["nll_delta"], intervals_of(mine, *needed[1:]))
+        trace.customdata = np.stack([mine["budget"].map(spoken), mine["nbytes"] / 1e6], axis=-1)
         held = "budget %{customdata[0]}, %{customdata[1]:.2f} MB"
         trace.hovertemplate = f"{trace.name}<br>{held}<br>%{{y:+.3f}} nats a token<extra></extra>"
         figure.add_trace(trace)
     figure.update_xaxes(title_text="bytes of keys and values held, MB", rangemode="tozero")
     figure.update_yaxes(title_text="NLL minus full cache, nats a token")
-    return _finish(figure, "Memory against quality")
+    return finish(figure, "Memory against quality")
 
 
 def needle_heatmap(table: pd.DataFrame) -> go.Figure:
@@ -161,12 +115,12 @@ def needle_heatmap(table: pd.DataFrame) -> go.Figure:
     One row a fact: `policy`, `budget` (empty for the full cache, which is every panel's last column), `depth` from 0 to
     1 and `answered`; `seed` names the text. Facts are lined up by their order in the text.
     """
-    _check(table, "depth", "answered")
+    check(table, "depth", "answered")
     by = [name for name in ("policy", "budget", "seed") if name in table]
     rows = table.dropna(subset=["answered"]).copy()
     rows["order"] = rows.groupby(by, dropna=False)["depth"].rank(method="first").astype(int)
     depths = rows.groupby("order")["depth"].mean()
-    budgets, full = _budgets(rows), rows[rows["budget"].isna()]
+    budgets, full = budgets_of(rows), rows[rows["budget"].isna()]
     panels = [policy for policy in dict.fromkeys(rows["policy"]) if policy != FULL]
     wide = min(4, len(panels))
     high = -(-len(panels) // wide)
@@ -197,14 +151,14 @@ def needle_heatmap(table: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title_text="budget", row=high)
     bar = {"title": {"text": "answered"}, "tickformat": ".0%", "thickness": 12, "len": 0.9}
     figure.update_layout(coloraxis={"colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": bar})
-    return _finish(figure, "Planted facts answered, by depth and budget", 130 + 210 * high, PANEL_TITLES)
+    return finish(figure, "Planted facts answered, by depth and budget", 130 + 210 * high, PANEL_TITLES)
 
 
 def _by_budget(table: pd.DataFrame, column: str, low: str | None = None, high: str | None = None) -> go.Figure:
     """A line a policy over evenly spaced budgets, shifted a little so that intervals stand side by side."""
     figure, look = go.Figure(), styles(table["policy"])
-    rows = _measured(table, column)
-    budgets = _budgets(rows)
+    rows = measured(table, column)
+    budgets = budgets_of(rows)
     finite = rows.dropna(subset=["budget"])
     names = list(dict.fromkeys(finite["policy"]))
     for at, policy in enumerate(names):
@@ -212,11 +166,11 @@ def _by_budget(table: pd.DataFrame, column: str, low: str | None = None, high: s
         if mine["budget"].duplicated().any():
             budget = mine["budget"][mine["budget"].duplicated()].iloc[0]
             raise ValueError(f"several rows of {policy} at budget {budget:g}; aggregate them to one row first")
-        x = [budgets.index(budget) + _offset(at, len(names)) for budget in mine["budget"]]
+        x = [budgets.index(budget) + offset(at, len(names)) for budget in mine["budget"]]
         intervals = None
         if low is not None:
-            intervals = _intervals(mine, column, low, high)
-        trace = _series(policy, look[policy], x, mine[column], intervals)
+            intervals = intervals_of(mine, column, low, high)
+        trace = series(policy, look[policy], x, mine[column], intervals)
         trace.customdata = mine["budget"]
         trace.hovertemplate = f"{trace.name}<br>budget %{{customdata}}: %{{y:.3f}}<extra></extra>"
         figure.add_trace(trace)
@@ -232,70 +186,9 @@ def _by_budget(table: pd.DataFrame, column: str, low: str | None = None, high: s
     return figure
 
 
-def _series(policy: str, look: Style, x, y, intervals: Sequence[Interval] | None) -> go.Scatter:
-    trace = go.Scatter(
-        x=list(x),
-        y=list(y),
-        name=escape(policy, quote=False),
-        legendgroup=policy,
-        mode="lines+markers",
-        line={"color": look.colour, "dash": look.dash, "width": 2},
-        marker={"color": look.colour, "symbol": look.marker, "size": 9, "line": {"width": 1.5, "color": look.colour}},
-    )
-    if intervals and any(interval.high == interval.high for interval in intervals):
-        trace.error_y = {
-            "type": "data", "symmetric": False, "thickness": 1.2, "width": 3, "color": look.colour,
-            "array": [interval.high - interval.mean for interval in intervals],
-            "arrayminus": [interval.mean - interval.low for interval in intervals],
-        }  # fmt: skip
-    return trace
-
-
 def _share(rows: pd.DataFrame, name: str) -> Interval:
     """Mean with its interval: of what is answered Wilson's, of what is present over texts."""
     if name == "answered":
         return wilson(int(rows[name].astype(bool).sum()), len(rows))
     texts = rows["seed"].to_numpy() if "seed" in rows else np.zeros(len(rows))
     return bootstrap(rows[name].astype(float).to_numpy(), texts)
-
-
-def _intervals(rows: pd.DataFrame, *columns: str) -> list[Interval]:
-    """Those of a table that has them in three columns: mean, low, high."""
-    return [Interval(*values, 0, 0) for values in rows[list(columns)].astype(float).itertuples(index=False, name=None)]
-
-
-def _offset(at: int, of: int) -> float:
-    """Where the at-th of several points stands around its place."""
-    return 0.0 if of == 1 else 0.36 * (at / (of - 1) - 0.5)
-
-
-def _spoken(budget: float) -> str:
-    return "none" if budget != budget else f"{budget:g}"
-
-
-def _budgets(table: pd.DataFrame) -> list[int]:
-    budgets = sorted({int(budget) for budget in table["budget"].dropna()})
-    if not budgets:
-        raise ValueError("the table has no row with a budget, only the full cache; measure at least one")
-    return budgets
-
-
-def _measured(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The rows with a figure: a refused cell has none."""
-    rows = table.dropna(subset=[column])
-    if rows.empty:
-        raise ValueError(f"no row of the table has a figure in column {column!r}; every cell was refused")
-    return rows
-
-
-def _check(table: pd.DataFrame, *columns: str) -> None:
-    if table.empty:
-        raise ValueError("the table is empty; give at least one row")
-    if missing := [column for column in ("policy", "budget", *columns) if column not in table]:
-        names = ", ".join(map(repr, missing))
-        raise ValueError(f"the table has no column {names}; it has {', '.join(map(str, table))}")
-
-
-def _finish(figure: go.Figure, title: str, height: int = 420, top: int = 44) -> go.Figure:
-    figure.update_annotations(font_size=12)  # panel titles, which make_subplots makes larger than the figure's own
-    return figure.update_layout(template=TEMPLATE, title_text=title, height=height, margin_t=top)
