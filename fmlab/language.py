@@ -88,6 +88,22 @@ class LanguageModel:
             raise ValueError(f"the chat template of {self.name} shows the user's words {len(parts) - 1} times")
         return self.ids(parts[0] + context), self.ids(parts[1])
 
+    def next_turn(self, question: str) -> Int[Tensor, " question"]:
+        """Token ids of the user's next question, from the end of the assistant's answer to where the next one begins.
+
+        Raises ValueError for an empty question, and for a template that does not show the answer as it was given.
+        """
+        if not question.strip():
+            raise ValueError(f"the question must say something, got {question[:40]!r}")
+        if not self.tokenizer.chat_template:
+            return self.ids(f"\n\n{question}\n")
+        roles = ("user", "assistant", "user")
+        turns = zip(roles, ("Hello.", CUT, question), strict=True)
+        parts = self._rendered([{"role": role, "content": said} for role, said in turns]).split(CUT)
+        if len(parts) != 2:
+            raise ValueError(f"the chat template of {self.name} shows the answer {len(parts) - 1} times")
+        return self.ids(parts[1])
+
     def _rendered(self, messages: Sequence[dict[str, str]]) -> str:
         return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
 

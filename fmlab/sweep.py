@@ -203,8 +203,6 @@ class _Noting:
 def _figure(name: Any, value: Any, cell: Cell) -> bool | int | float | str | None:
     if not isinstance(name, str):
         raise TypeError(f"run returned a figure named {name!r}; name figures by strings")
-    if name in cell or name in COLUMNS:
-        raise ValueError(f"run returned a figure {name!r}, which is a column already; call it something else")
     if isinstance(value, np.generic):
         value = value.item()
     if value is not None and not isinstance(value, bool | int | float | str):
@@ -212,6 +210,8 @@ def _figure(name: Any, value: Any, cell: Cell) -> bool | int | float | str | Non
             f"run returned {name}={value!r} ({type(value).__name__}); a figure is a number, a string, a bool or None: "
             "make it one, a tensor of one element with .item()"
         )
+    if name in COLUMNS or (name in cell and value != label(cell[name])):  # a figure may repeat what its axis says
+        raise ValueError(f"run returned a figure {name!r}, which is a column already; call it something else")
     return value
 
 

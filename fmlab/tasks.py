@@ -2,20 +2,18 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import Cache, DynamicCache
 
 from . import metrics
 from .core import Policy
 from .language import LanguageModel
-from .live import FiniteCache, finite
+from .reading import check_counts, expiry_of, memory, nbytes_of, read, read_first, speak
 from .texts import Planted, Sample, needle, recall
 
 __all__ = ["NLL", "Answer", "Planted", "Reply", "Sample", "answer", "ask", "needle", "nll", "recall"]
@@ -124,22 +122,22 @@ def ask(
     `query_aware` the question is read along with the context, before the eviction, anew for each question: never
     compare the two in one column. Raises ValueError where only one of policy and budget is given, or a part is empty.
     """
-    _check_counts(max_new_tokens=max_new_tokens, chunk=chunk)
+    check_counts(max_new_tokens=max_new_tokens, chunk=chunk)
     if not questions:
         raise ValueError("no questions; give at least one")
     prompts = [lm.prompt(context, question) for question in questions]
     replies = []
-    with _memory(lm, policy, budget, query_aware) as fresh:
+    with memory(lm, policy, budget, query_aware) as fresh:
         if not query_aware:
-            kept, _, prefill_seconds = _prefill(lm, fresh(), prompts[0][0], chunk)
+            kept, _, prefill_seconds = read_first(lm, fresh(), prompts[0][0], chunk)
         for context_ids, question_ids in prompts:
             if query_aware:
-                kept, logits, prefill_seconds = _prefill(lm, fresh(), torch.cat([context_ids, question_ids]), chunk)
-            expiry, nbytes = _expiry(kept), _nbytes(kept)
+                kept, logits, prefill_seconds = read_first(lm, fresh(), torch.cat([context_ids, question_ids]), chunk)
+            expiry, nbytes = expiry_of(kept), nbytes_of(kept)
             cache, start = kept if query_aware else deepcopy(kept), time.perf_counter()
             if not query_aware:
-                logits = _read(lm, cache, question_ids)
-            said = _decode(lm, cache, logits, max_new_tokens)
+                logits = read(lm, cache, question_ids)
+            said = speak(lm, cache, logits, max_new_tokens)
             seconds = time.perf_counter() - start
             replies.append(Reply(said, expiry, prefill_seconds, seconds, nbytes, query_aware))
     return replies
@@ -164,13 +162,13 @@ def nll(
     """
     ids = lm.ids(text)
     prefill = len(ids) // 2 if prefill is None else prefill
-    _check_counts(prefill=prefill, chunk=chunk)
+    check_counts(prefill=prefill, chunk=chunk)
     if len(ids) < prefill + 2:
         raise ValueError(f"{len(ids)} tokens with a prefill of {prefill} leave none to score; lower prefill")
     calls = ids[prefill:-1].split(chunk)
     losses, evicting_from = [], None
-    with _memory(lm, policy, budget, False) as fresh:
-        cache, _, prefill_seconds = _prefill(lm, fresh(), ids[:prefill], None)
+    with memory(lm, policy, budget, False) as fresh:
+        cache, _, prefill_seconds = read_first(lm, fresh(), ids[:prefill], None)
         done, start = prefill, time.perf_counter()
         if progress is not None:
             progress(done)
@@ -184,69 +182,5 @@ def nll(
             if progress is not None:
                 progress(done)
         seconds = time.perf_counter() - start
-        expiry, nbytes = _expiry(cache), _nbytes(cache)
+        expiry, nbytes = expiry_of(cache), nbytes_of(cache)
     return NLL(torch.cat(losses).cpu(), prefill + 1, evicting_from, expiry, nbytes, prefill_seconds, seconds)
-
-
-@contextmanager
-def _memory(
-    lm: LanguageModel, policy: Policy | None, budget: int | None, query_aware: bool
-) -> Iterator[Callable[[], Cache]]:
-    """Within it the model runs under the policy; calling what it yields gives an empty cache."""
-    if (policy is None) != (budget is None):
-        raise ValueError(f"policy {policy!r} with budget {budget!r}; give both, or neither for the full cache")
-    if policy is None:
-        yield lambda: DynamicCache(config=lm.model.config)
-        return
-    with finite(lm.model, policy, budget, query_aware) as cache:
-        yield cache.copy
-
-
-def _prefill(lm: LanguageModel, cache: Cache, ids: Tensor, chunk: int | None) -> tuple[Cache, Tensor, float]:
-    """Let the model read from the beginning: the cache, the logits after the last token, the seconds it took."""
-    start = time.perf_counter()
-    for part in ids.split(chunk or len(ids)):
-        logits = _read(lm, cache, part)
-    return cache, logits, time.perf_counter() - start
-
-
-def _read(lm: LanguageModel, cache: Cache, ids: Tensor) -> Tensor:
-    """Let the model read in one call; the logits after the last token."""
-    return lm.model(input_ids=ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
-
-
-def _decode(lm: LanguageModel, cache: Cache, logits: Tensor, max_new_tokens: int) -> str:
-    """The most likely words, to the end of the turn."""
-    ends = lm.model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    said: list[int] = []
-    while (token := int(logits.argmax())) not in ends:
-        said.append(token)
-        if len(said) == max_new_tokens:
-            break
-        logits = _read(lm, cache, torch.tensor([token], device=logits.device))
-    return lm.tokenizer.decode(said).strip()
-
-
-def _expiry(cache: Cache) -> Int[Tensor, "layers kv_heads tokens"]:
-    """As a finite cache tells it; a stock cache loses what its model's own sliding window has passed."""
-    if isinstance(cache, FiniteCache):
-        return cache.expiry.cpu()
-    rows = []
-    for layer in cache.layers:
-        seen = layer.get_seq_length()
-        passed = torch.arange(seen) + (getattr(layer, "sliding_window", None) or seen + 1)
-        rows.append(passed.where(passed <= seen, seen + 1).expand(layer.keys.shape[1], seen))
-    return torch.stack(rows)
-
-
-def _nbytes(cache: Cache) -> int:
-    if isinstance(cache, FiniteCache):
-        return cache.nbytes
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-
-
-def _check_counts(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name}={count}; give at least 1")

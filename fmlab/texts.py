@@ -124,47 +124,82 @@ def facts(count: int, seed: int = 0, avoid: str = "") -> tuple[Fact, ...]:
     )
 
 
-def _plant(lm: LanguageModel, tokens: int, depths: Sequence[float | int], seed: int, text: str | None) -> Sample:
-    if not all(0 <= depth <= 1 for depth in depths):
-        raise ValueError(f"depth {depths[0]} is outside 0 (the beginning) to 1 (the end)")
+def haystack(tokens: int, seed: int = 0, text: str | None = None) -> list[str]:
+    """Words enough for `tokens` tokens: of `text`, or of the prose that the seed chooses. Raises ValueError for no text."""
     if text is not None and not text.strip():
         raise ValueError("the text to plant in is empty; give some words, or None for the lab's prose")
-    words = (" ".join(prose(seed)) if text is None else text).split()[: tokens + 1]  # no word is less than a token
-    chosen = facts(len(depths), seed, avoid=" ".join(words))
+    return (" ".join(prose(seed)) if text is None else text).split()[: tokens + 1]  # no word is less than a token
+
+
+def woven(
+    lm: LanguageModel, tokens: int, words: Sequence[str], sentences: Sequence[str], depths: Sequence[float | int]
+) -> tuple[str, Int[Tensor, " context"], list[tuple[int, int]]]:
+    """As many of the words as fit a context of `tokens` tokens with the sentences, each at the end of a sentence that is
+    nearest to its depth; the context, its ids (with the chat template's opening), and each sentence's first token and
+    the one after its last. Raises ValueError where the sentences do not fit, or the words do not suffice.
+    """
 
     def length(count: int) -> int:
-        return len(lm.prompt(_woven(words[:count], chosen, depths), "?")[0])
+        return len(lm.prompt(_woven(words[:count], sentences, depths)[0], "?")[0])
 
     if length(0) > tokens:
-        raise ValueError(f"{tokens} tokens cannot hold {len(depths)} facts, which take {length(0)}; give more tokens")
+        what = f"{len(sentences)} facts, which take {length(0)}"
+        raise ValueError(f"{tokens} tokens cannot hold {what}; give more tokens")
     if length(len(words)) < tokens:
         raise ValueError(f"the text gives {length(len(words))} tokens of the {tokens} asked for; give a longer text")
-    context = _woven(words[: bisect_right(range(1, len(words) + 1), tokens, key=length)], chosen, depths)
+    count = bisect_right(range(1, len(words) + 1), tokens, key=length)
+    context, places = _woven(words[:count], sentences, depths)
     context_ids, _ = lm.prompt(context, "?")
-    return Sample(context, context_ids, tuple(_found(lm, context_ids, fact) for fact in chosen))
+    return context, context_ids, spans(lm, context_ids, context, places)
 
 
-def _woven(words: Sequence[str], chosen: Sequence[Fact], depths: Sequence[float | int]) -> str:
-    """The words as sentences, each fact at the end of a sentence that is nearest to its depth."""
-    words = [*words[:-1], words[-1].rstrip(".,;:") + "."] if words else []
-    ends = [0, *(i for i, word in enumerate(words, start=1) if word.endswith((".", "!", "?")))]
-    parts, last = [], 0
-    for fact, depth in sorted(zip(chosen, depths, strict=True), key=lambda pair: pair[1]):
-        end = min(ends, key=lambda place: abs(place - depth * len(words)))
-        parts += [*words[last:end], fact.sentence]
-        last = end
-    return " ".join([*parts, *words[last:]])
-
-
-def _found(lm: LanguageModel, context_ids: Tensor, fact: Fact) -> Planted:
-    """Where the tokens of a fact stand, a token that holds only the blank before it left out."""
+def spans(
+    lm: LanguageModel, context_ids: Int[Tensor, " context"], context: str, places: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """The tokens of pieces of a context, given by their characters; a token that holds only the blank before a piece is
+    left out. Raises ValueError for ids that do not decode to the context."""
     ends, text = [], ""
     for piece in lm.pieces(context_ids):
         text += piece
         ends.append(len(text))
-    begin = text.index(fact.sentence)
-    start, stop = bisect_right(ends, begin), bisect_right(ends, begin + len(fact.sentence) - 1) + 1
-    return Planted(fact, start, stop, (start + stop) / 2 / len(context_ids))
+    shift = text.find(context)
+    if shift < 0:
+        raise ValueError(
+            f"the tokenizer of {lm.name} changes the text {context[:40]!r} …; give a text that it leaves be"
+        )
+    return [
+        (bisect_right(ends, shift + begin), bisect_right(ends, shift + end - 1) + 1) for begin, end in places
+    ]  # fmt: skip
+
+
+def _plant(lm: LanguageModel, tokens: int, depths: Sequence[float | int], seed: int, text: str | None) -> Sample:
+    if not all(0 <= depth <= 1 for depth in depths):
+        raise ValueError(f"depth {depths[0]} is outside 0 (the beginning) to 1 (the end)")
+    words = haystack(tokens, seed, text)
+    chosen = facts(len(depths), seed, avoid=" ".join(words))
+    context, context_ids, where = woven(lm, tokens, words, [fact.sentence for fact in chosen], depths)
+    planted = (
+        Planted(fact, start, stop, (start + stop) / 2 / len(context_ids))
+        for fact, (start, stop) in zip(chosen, where, strict=True)
+    )
+    return Sample(context, context_ids, tuple(planted))
+
+
+def _woven(
+    words: Sequence[str], sentences: Sequence[str], depths: Sequence[float | int]
+) -> tuple[str, list[tuple[int, int]]]:
+    """The words as sentences with the others among them, and where the characters of each of these stand."""
+    words = [*words[:-1], words[-1].rstrip(".,;:") + "."] if words else []
+    ends = [0, *(i for i, word in enumerate(words, start=1) if word.endswith((".", "!", "?")))]
+    context, places, last = "", {}, 0
+    for which, depth in sorted(enumerate(depths), key=lambda pair: pair[1]):
+        end = min(ends, key=lambda place: abs(place - depth * len(words)))
+        context += "".join(f"{word} " for word in words[last:end])
+        places[which] = len(context), len(context) + len(sentences[which])
+        context += f"{sentences[which]} "
+        last = end
+    context += " ".join(words[last:])
+    return context.rstrip(), [places[which] for which in range(len(sentences))]
 
 
 def _prose(block: str) -> str:

@@ -145,6 +145,16 @@ def test_a_prompt_must_say_something(tiny, context, question):
         tiny.prompt(context, question)
 
 
+def test_a_next_turn_is_the_template_from_the_answer_on(chatty, tiny):
+    assert decoded(chatty, chatty.next_turn("And why 😀?")) == "[/][user]And why 😀?[/][assistant]"
+    assert decoded(tiny, tiny.next_turn("And why?")) == "\n\nAnd why?\n"
+    with pytest.raises(ValueError, match="the question must say something"):
+        tiny.next_turn(" \n")
+    chatty.tokenizer.chat_template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(ValueError, match="shows the answer 0 times"):
+        chatty.next_turn("Why?")
+
+
 def test_a_template_that_hides_the_user_is_refused(chatty):
     chatty.tokenizer.chat_template = "nothing"
     with pytest.raises(ValueError, match="shows the user's words 0 times"):

@@ -31,7 +31,7 @@ ROOMS = {
     "metrics": ("metrics intervals", "core slots trace oracle", ""),
     "replays": ("replays why", "core view trace oracle metrics", "safetensors"),
     "tables": ("tables", "core metrics intervals replays", "pandas"),
-    "tasks": ("tasks texts", "core live metrics intervals language", "transformers"),
+    "tasks": ("tasks texts reading scoring ruler", "core live metrics intervals language", "transformers"),
     "contract": ("contract", "core view rope slots trace live needs record masked models", ""),
     "sweep": ("sweep fingerprint provenance", "", "pandas joblib distributed tqdm"),
     "figures": ("figures", "intervals", "pandas plotly numpy"),

@@ -367,6 +367,13 @@ def test_figures_of_another_kind_are_refused(figures, error, message):
     assert caught.value.__notes__ == ["in the cell a=7"]
 
 
+def test_a_figure_may_repeat_what_its_axis_says():
+    table = fm.sweep(
+        lambda a, policy: {"a": a, "policy": repr(policy), "b": 1}, a=[1, 2], policy=Keep(), progress=False
+    )
+    assert table.a.tolist() == [1, 2] and table.policy.tolist() == [repr(Keep())] * 2 and table.columns.is_unique
+
+
 # The store
 
 

@@ -117,7 +117,7 @@ def test_answers_say_where_the_fact_was_and_whether_it_is_held(tiny):
 def test_an_answer_must_stand_as_a_word(tiny, monkeypatch, said, right):
     sample = needle(tiny, 600)
     text = said.format(sample.planted[0].fact.answer)
-    monkeypatch.setattr("fmlab.tasks._decode", lambda *args: text)
+    monkeypatch.setattr("fmlab.tasks.speak", lambda *args: text)
     (one,) = answer(tiny, sample)
     assert one.answered == right and one.reply.text == text
 

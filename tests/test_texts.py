@@ -108,6 +108,18 @@ def test_a_needle_goes_between_sentences(tiny):
     assert {s.strip() for s in sentences[:-1]} == {"Rain fell on the roof.", sample.planted[0].fact.sentence}
 
 
+def test_places_are_found_among_characters_of_several_tokens(tiny):
+    context = "Naïve 👩‍🚀 漢字 cat."
+    ids, _ = tiny.prompt(context, "?")
+    (cat, kanji) = texts.spans(
+        tiny, ids, context, [(context.index(word), context.index(word) + n) for word, n in (("cat", 3), ("漢字", 2))]
+    )
+    assert tiny.tokenizer.decode(ids[slice(*cat)]) == "cat"
+    assert "".join(tiny.pieces(ids[: kanji[1]])).endswith("漢字")
+    with pytest.raises(ValueError, match="changes the text 'another"):
+        texts.spans(tiny, ids, "another", [])
+
+
 def test_recall_has_the_same_number_in_each_third(tiny):
     sample = recall(tiny, 3000, facts=6)
     assert [planted.third for planted in sample.planted] == ["early"] * 2 + ["middle"] * 2 + ["late"] * 2
