@@ -52,7 +52,8 @@ def test_fields_of_every_kind():
     ("words", "said"),
     [
         ("Sinkwindow", "do you mean SinkWindow?"),
-        ("Nothing", "there are H2O(recent=0.5), TOVA(), KeyNorm()"),
+        ("Nothing", "; there are CUR(leverage='product', block=16, "),
+        ("Nothing", ", H2O(recent=0.5), TOVA(), "),
         ("SinkWindow(sink=4)", "has no field 'sink'; the policy is SinkWindow(sinks=4)"),
         ("SinkWindow(sinks='4')", "SinkWindow(sinks='4'): sinks is int"),
         ("SinkWindow(sinks=True)", "sinks is int"),

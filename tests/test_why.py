@@ -9,7 +9,12 @@ import fmlab as fm
 from fmlab.core import select
 
 BUDGET, PREFILL = 9, 14
-SMALLER = {"SnapKV": {"window": 4}}  # pins no more than the budget
+SMALLER = {  # pins no more than the budget
+    "Finch": {"window": 4},
+    "LagKV": {"sinks": 1, "lag": 3},
+    "Scissorhands": {"recent": 2},
+    "SnapKV": {"window": 4},
+}
 POLICIES = [getattr(fm.policies, name)(**SMALLER.get(name, {})) for name in fm.policies.__all__]
 REPLAYED = [policy for policy in POLICIES if policy.needs <= {"future"}]  # what a bare trace can prepare
 

@@ -1,8 +1,25 @@
 """Eviction policies for a KV cache, one module a family; each is a score."""
 
-from .attention import H2O, TOVA, SnapKV
-from .geometry import KeyNorm
+from .attention import H2O, TOVA, Finch, NonCausalAttention, ObservedAttention, Scissorhands, SnapKV
+from .geometry import CUR, KeyDiff, KeyNorm, LagKV, LeverageScore
 from .hindsight import Clairvoyant
 from .recency import Random, SinkWindow, SlidingWindow
 
-__all__ = ["H2O", "TOVA", "Clairvoyant", "KeyNorm", "Random", "SinkWindow", "SlidingWindow", "SnapKV"]
+__all__ = [
+    "CUR",
+    "H2O",
+    "TOVA",
+    "Clairvoyant",
+    "Finch",
+    "KeyDiff",
+    "KeyNorm",
+    "LagKV",
+    "LeverageScore",
+    "NonCausalAttention",
+    "ObservedAttention",
+    "Random",
+    "Scissorhands",
+    "SinkWindow",
+    "SlidingWindow",
+    "SnapKV",
+]
