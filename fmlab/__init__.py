@@ -17,6 +17,7 @@ _MODULES = frozenset(
     ).split()
 )
 _HOMES = {
+    "Allocation": "core",
     "BudgetError": "core",
     "LanguageModel": "models",
     "Policy": "core",

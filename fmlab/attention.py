@@ -39,6 +39,22 @@ def attend(
     return output.transpose(1, 2)
 
 
+def attend_apart(
+    parts: list[tuple[list[int], View]], query: Float[Tensor, "batch query_heads new d"]
+) -> Float[Tensor, "batch new query_heads d_value"]:
+    """The same where each view has only some rows of the heads axis, batch x KV heads: one call for each."""
+    batch, query_heads, new, d = query.shape
+    heads = sum(len(rows) for rows, _ in parts)
+    asked = query.reshape(heads, -1, new, d)  # (heads, groups, new, d)
+    outputs = [
+        attend(view, asked[rows].reshape(1, -1, new, d), view.keys, view.values)[0].unflatten(1, (len(rows), -1))
+        for rows, view in parts
+    ]  # each (new, rows, groups, d_value)
+    order = torch.tensor([row for rows, _ in parts for row in rows], device=query.device).argsort()
+    output = torch.cat(outputs, 1)[:, order]
+    return output.reshape(new, batch, query_heads, -1).transpose(0, 1)
+
+
 def _visible(view: View, batch: int, query_heads: int) -> Tensor:
     """What each query sees, as SDPA takes it."""
     new, (heads, n) = view.new, view.positions.shape

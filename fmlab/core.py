@@ -78,6 +78,46 @@ def check_budget(budget: int) -> int:
     return budget
 
 
+class Allocation(ABC):
+    """Shares the budget out over layers and heads. Subclass it as a frozen dataclass with a field `budget` and `split`.
+
+    `budget` is the average number of entries a KV head of the whole model. The heads of a layer together never hold more
+    than their number times `at(layer, total)` between calls; `split` says which of them holds how much of it.
+    """
+
+    budget: int
+
+    def at(self, layer: int, total: int) -> int:
+        """Entries a KV head of this layer may hold on average, in a model of `total` layers; what a policy is shown as
+        its budget."""
+        return self.budget
+
+    @abstractmethod
+    def split(self, scores: Float[Tensor, "heads n"], layer: int, total: int) -> Int[Tensor, " heads"]:
+        """How many entries each KV head of this layer of one sequence may hold, (heads,) int64, each at least 1.
+
+        Asked at every eviction: when the heads of the layer together hold more than their number times `at`. `scores` are
+        the policy's, -inf where a head holds fewer than n entries; an entry that is there scores more than that.
+        """
+
+
+def check_allocation(budget: int | Allocation, layers: int) -> int | Allocation:
+    """Return a budget for a model of so many layers: an int of at least 1 or an Allocation that fits it.
+
+    Raises TypeError, BudgetError, or what the allocation says of a model of another depth.
+    """
+    if not isinstance(budget, Allocation):
+        return check_budget(budget)
+    for layer in range(layers):
+        check_budget(budget.at(layer, layers))
+    return budget
+
+
+def held_before_eviction(budget: int | Allocation, layers: int) -> int:
+    """How many tokens a model of so many layers has seen when it is about to evict for the first time."""
+    return min(budget.at(n, layers) for n in range(layers)) if isinstance(budget, Allocation) else budget
+
+
 def check_needs(policy: Policy, offered: frozenset[str], host: str) -> None:
     """Raise where a policy needs something that this host cannot prepare."""
     if not isinstance(policy, Policy):
@@ -87,24 +127,26 @@ def check_needs(policy: Policy, offered: frozenset[str], host: str) -> None:
 
 
 def select(
-    scores: Float[Tensor, "heads n"], budget: int, positions: Int[Tensor, "heads n"] | None = None
+    scores: Float[Tensor, "heads n"],
+    budget: int | Int[Tensor, " heads"],
+    positions: Int[Tensor, "heads n"] | None = None,
 ) -> Bool[Tensor, "heads n"]:
     """Which entries to keep: the `budget` best of each head. Ties go to the larger position, never to slot order.
 
-    Without `positions` the entries stand in the order of their positions. Raises BudgetError where more entries are
-    pinned (scored inf) than the budget holds, ValueError where a score is NaN.
+    `budget` is one for all heads or one a head. Without `positions` the entries stand in the order of their positions.
+    Raises BudgetError where more entries are pinned (scored inf) than the budget holds, ValueError where a score is NaN.
     """
-    check_budget(budget)
     heads, n = scores.shape
+    limit = budget[:, None] if isinstance(budget, Tensor) else check_budget(budget)
     if positions is None:
         positions = torch.arange(n, device=scores.device).expand(heads, n)
     check_scores(scores, budget, positions)
-    if n <= budget:
+    if not isinstance(budget, Tensor) and n <= budget:
         return torch.ones_like(scores, dtype=torch.bool)
     newest_first = positions.argsort(dim=-1, descending=True)
     best_first = scores.gather(-1, newest_first).argsort(dim=-1, descending=True, stable=True)
-    kept = newest_first.gather(-1, best_first[:, :budget])
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, kept, True)
+    kept = (torch.arange(n, device=scores.device) < limit).expand(heads, n)
+    return torch.empty_like(kept).scatter_(-1, newest_first.gather(-1, best_first), kept)
 
 
 def weakest(scores: Float[Tensor, "heads n"], positions: Int[Tensor, "heads n"]) -> Int[Tensor, "heads 1"]:
@@ -117,16 +159,26 @@ def weakest(scores: Float[Tensor, "heads n"], positions: Int[Tensor, "heads n"])
     return torch.where(scores == lowest, positions, _LATER.to(positions.device)).argmin(-1, keepdim=True)
 
 
-def check_scores(scores: Float[Tensor, "heads n"], budget: int, positions: Int[Tensor, "heads n"]) -> None:
+def check_scores(
+    scores: Float[Tensor, "heads n"], budget: int | Int[Tensor, " heads"], positions: Int[Tensor, "heads n"]
+) -> None:
     """Raise ValueError where a score is NaN and BudgetError where more is pinned than the budget holds."""
+    check_numbers(scores, positions)
+    pinned = (scores == torch.inf).sum(-1)
+    if bool((pinned > budget).any()):
+        row = int((pinned - budget).argmax())
+        holds = int(budget[row]) if isinstance(budget, Tensor) else budget
+        raise BudgetError(f"budget {holds} < {int(pinned[row])} pinned entries; raise the budget or pin fewer")
+
+
+def check_numbers(scores: Float[Tensor, "heads n"], positions: Int[Tensor, "heads n"]) -> None:
+    """Raise ValueError where a score is NaN."""
     if (bad := scores.isnan()).any():
         row, column = bad.nonzero()[0].tolist()
         raise ValueError(
             f"score of position {int(positions[row, column])} is NaN (row {row} of the heads axis); "
             "return a number for every entry, -inf for one that may go first"
         )
-    if (pinned := int((scores == torch.inf).sum(-1).max())) > budget:
-        raise BudgetError(f"budget {budget} < {pinned} pinned entries; raise the budget or pin fewer")
 
 
 def step(policy: Policy, stats: Stats, view: View, budget: int) -> tuple[Stats, Int[Tensor, "heads excess"] | None]:
@@ -135,30 +187,40 @@ def step(policy: Policy, stats: Stats, view: View, budget: int) -> tuple[Stats, 
     Returns the policy's columns for all n entries and the indices of the entries to evict, (heads, n - budget), or
     None where nothing is to be evicted. Raises TypeError or ValueError where the policy breaks its contract.
     """
+    observed, scores = ask(policy, stats, view, view.positions.shape[1] > budget)
+    if scores is None:
+        return observed, None
+    heads, n = scores.shape
+    try:
+        if n == budget + 1:
+            return observed, weakest(scores, view.positions)
+        lost = ~select(scores, budget, view.positions)
+    except (BudgetError, ValueError) as error:
+        raise type(error)(f"{policy!r}: {error}") from None
+    return observed, lost.nonzero()[:, 1].view(heads, n - budget)
+
+
+def ask(policy: Policy, stats: Stats, view: View, over: bool) -> tuple[Stats, Float[Tensor, "heads n"] | None]:
+    """Let the policy observe and, where the memory is `over` its budget, score; else the scores are None.
+
+    Returns the policy's columns for all n entries and the scores, -inf for what the model's own sliding window hides
+    from every later query: that goes first. Raises TypeError or ValueError where the policy breaks its contract.
+    """
     versions = {name: column._version for name, column in stats.items()}
     heads, n = view.positions.shape
-    observed = policy.observe(view, stats)
+    observed, scores = policy.observe(view, stats), None
     _check_columns(policy, observed, heads, n)
-    evicted = None
-    if n > budget:
+    if over:
         scores = policy.score(view, observed)
         _check_shape(policy, "score", scores, heads, n)
-        if view.window is not None:  # what the model's own sliding window hides from every later query goes first
+        if view.window is not None:
             scores = scores.masked_fill(view.age >= view.window[:, None] - 1, -torch.inf)
-        try:
-            if n == budget + 1:
-                evicted = weakest(scores, view.positions)
-            else:
-                lost = ~select(scores, budget, view.positions)
-                evicted = lost.nonzero()[:, 1].view(heads, n - budget)
-        except (BudgetError, ValueError) as error:
-            raise type(error)(f"{policy!r}: {error}") from None
     changed = view.changed() + [
         f"stats[{name!r}]" for name, column in stats.items() if column._version != versions[name]
     ]
     if changed:
         raise ValueError(f"{policy!r} changed {', '.join(changed)} in place; a policy must be pure, so work on a clone")
-    return observed, evicted
+    return observed, scores
 
 
 def _check_columns(policy: Policy, stats: object, heads: int, n: int) -> None:

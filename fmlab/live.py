@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import replace
+from functools import cache as once
 
 import torch
 from jaxtyping import Int
@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .attach import attached, tag, unreachable
-from .attention import attend
-from .core import Policy, check_budget, check_needs
+from .attention import attend, attend_apart
+from .core import Allocation, Policy, check_allocation, check_needs
 from .needs import LIVE, Equipment
+from .ragged import Ragged
 from .slots import Meter, Slots
 from .together import Together, Turn
 from .view import Bag, normal_tensors
@@ -26,7 +27,7 @@ class FiniteLayer(CacheLayerMixin):
     def __init__(self, cache: "FiniteCache", number: int):
         super().__init__()
         self.cache, self.number = cache, number
-        self.slots: Slots | None = None
+        self.slots: Slots | Ragged | None = None
         self.batch = 0
         self.attended = True  # the attention of the last call came back to us
 
@@ -34,7 +35,11 @@ class FiniteLayer(CacheLayerMixin):
         self.batch, kv_heads = key_states.shape[:2]
         with normal_tensors():
             bag = Bag.of(self.batch, [self.number], kv_heads, 1, key_states.device)
-            self.slots = Slots(bag, self.cache.budget, self.cache.meter)
+            budget, meter = self.cache.budget, self.cache.meter
+            if isinstance(budget, Allocation):
+                self.slots = Ragged(bag, budget, len(self.cache.layers), meter)
+            else:
+                self.slots = Slots(bag, budget, meter)
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
@@ -51,14 +56,23 @@ class FiniteLayer(CacheLayerMixin):
             keys=key_states.detach().reshape(rows, new, d),
             values=value_states.detach().reshape(rows, new, value_states.shape[-1]),
         )
+        if isinstance(self.slots, Ragged):  # no tensor has them all; the attention asks us for what it needs
+            return tag(key_states.view_as(key_states), self), value_states
         keys, values = self.slots.staged("keys"), self.slots.staged("values")
         shape = (batch, kv_heads, -1)
         return tag(keys.view(*shape, d), self), values.view(*shape, values.shape[-1])
 
     def attend(self, query: Tensor, scaling: float, window: int | None, softcap: float | None) -> Tensor:
+        if self.slots.seen == 0:
+            self.slots.learn(query.shape[1] * self.batch // len(self.slots.bag), window)
+        output = (self._attend_apart if isinstance(self.slots, Ragged) else self._attend)(query, scaling, softcap)
+        if self.number == len(self.cache.layers) - 1:
+            self.cache.together.end_call()
+        self.attended = True
+        return output
+
+    def _attend(self, query: Tensor, scaling: float, softcap: float | None) -> Tensor:
         slots, together, (batch, query_heads, new, d) = self.slots, self.cache.together, query.shape
-        if slots.seen == 0:
-            self._first_call(query_heads, window)
         view = slots.view(
             scaling=scaling,
             softcap=softcap,
@@ -80,9 +94,28 @@ class FiniteLayer(CacheLayerMixin):
             output = attend(view, query, slots.staged("keys"), slots.staged("values"))
             slots.settle(stats, evicted)
             together.note(view)
-        if self.number == len(self.cache.layers) - 1:
-            together.end_call()
-        self.attended = True
+        return output
+
+    def _attend_apart(self, query: Tensor, scaling: float, softcap: float | None) -> Tensor:
+        slots, (_, _, new, d) = self.slots, query.shape
+        asked = query.detach().reshape(len(slots.bag), -1, new, d)
+        prepared = {name: once(make) for name, make in self._prepared().items()}
+        parts = slots.parts(
+            lambda rows, _: {
+                "keys": lambda: slots.staged("keys", rows),
+                "values": lambda: slots.staged("values", rows),
+                "queries": lambda: asked[rows].flatten(0, 1),
+                "new_keys": lambda: slots.staged_new("keys")[rows],
+                "new_values": lambda: slots.staged_new("values")[rows],
+                "prepared": {name: _of_rows(make, rows) for name, make in prepared.items()},
+            },
+            scaling=scaling,
+            softcap=softcap,
+            query_aware=self.cache.query_aware,
+        )
+        chosen = slots.choose(self.cache.policy, parts)
+        output = attend_apart([(part.rows, part.view) for part in parts], query)
+        slots.settle(chosen)
         return output
 
     def _prepared(self) -> Mapping[str, Callable]:
@@ -90,14 +123,6 @@ class FiniteLayer(CacheLayerMixin):
         if not needs:
             return {}
         return self.cache.equipment.prepared(needs, self.number, lambda: self.slots.staged_new("values"), self.batch)
-
-    def _first_call(self, query_heads: int, window: int | None) -> None:
-        bag = self.slots.bag
-        self.slots.bag = replace(bag, groups=query_heads * self.batch // len(bag))
-        if window is not None:  # a sliding layer never looks at more than window - 1 earlier entries: hold no more
-            with normal_tensors():
-                self.slots.window = torch.full_like(bag.layer, window)
-            self.slots.budget = min(self.slots.budget, max(1, window - 1))
 
     def get_seq_length(self) -> int:
         return self.slots.seen if self.slots else 0
@@ -121,6 +146,11 @@ class FiniteLayer(CacheLayerMixin):
         raise NotImplementedError("a finite cache remembers its run; start a new one")
 
 
+def _of_rows(make: Callable, rows: list[int]) -> Callable:
+    """What was prepared for all rows of the heads axis, for some of them; a rotary embedding is the model's."""
+    return lambda: made[rows] if isinstance(made := make(), Tensor) else made
+
+
 class FiniteCache(Cache):
     """A transformers cache that holds at most `budget` entries a KV head between calls.
 
@@ -131,7 +161,7 @@ class FiniteCache(Cache):
     def __init__(
         self,
         policy: Policy,
-        budget: int,
+        budget: int | Allocation,
         layers: int,
         kv_heads: int,
         query_aware: bool = False,
@@ -180,6 +210,11 @@ class FiniteCache(Cache):
         return sum(layer.slots.nbytes for layer in self.layers if layer.slots)
 
     @property
+    def nominal_nbytes(self) -> int:
+        """Bytes of the keys and values of the entries held: what the budget promises. `nbytes` is what it really takes."""
+        return sum(layer.slots.nominal_nbytes for layer in self.layers if layer.slots)
+
+    @property
     def overhead_nbytes(self) -> int:
         """Allocated bytes of positions, the policy's columns and the record of expiries."""
         return sum(layer.slots.overhead_nbytes for layer in self.layers if layer.slots)
@@ -215,22 +250,25 @@ class FiniteCache(Cache):
 
 
 @contextmanager
-def finite(model: PreTrainedModel, policy: Policy, budget: int, query_aware: bool = False) -> Iterator[FiniteCache]:
+def finite(
+    model: PreTrainedModel, policy: Policy, budget: int | Allocation, query_aware: bool = False
+) -> Iterator[FiniteCache]:
     """Within it the model forgets by `policy`: pass the cache it yields as `past_key_values` to the model or `generate`.
 
-    `budget` is the number of entries that each KV head may hold between calls; `query_aware` says that the question
+    `budget` is the number of entries that each KV head may hold between calls, or an Allocation, which shares an average
+    number out over layers and heads; there every layer is asked and settled by itself. `query_aware` says that the question
     is among the tokens seen before the eviction, and is shown to the policy. The cache can be read after the `with`.
     Raises RuntimeError inside another `finite` of the same model, ValueError for a model whose attention cannot be
     reached, a batch of unequal lengths or a policy that breaks its contract, BudgetError for a budget below what the
     policy pins.
     """
-    check_budget(budget)
     check_needs(policy, LIVE, "a live model")
     with attached(model):
         equipment = Equipment(model) if policy.needs else None
         if equipment is not None:
             equipment.check(policy, f"a live {type(model).__name__}")
         config = model.config.get_text_config(decoder=True)
+        check_allocation(budget, config.num_hidden_layers)
         kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         watch = model.register_forward_hook(_check_reached, with_kwargs=True)
         try:

@@ -9,14 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from .core import Policy
+from .core import Allocation, Policy
 from .language import LanguageModel
 from .live import FiniteCache, finite
 
 
 @contextmanager
 def memory(
-    lm: LanguageModel, policy: Policy | None, budget: int | None, query_aware: bool
+    lm: LanguageModel, policy: Policy | None, budget: int | Allocation | None, query_aware: bool
 ) -> Iterator[Callable[[], Cache]]:
     """Within it the model runs under the policy; calling what it yields gives an empty cache.
 

@@ -63,6 +63,7 @@ def record(
         scaling=rows[0]["scaling"],
         softcap=rows[0]["softcap"],
         windows=tuple(row["window"] for row in rows),
+        depth=count,
         rope=None if rope is None else rope.to(torch.device("cpu")),
         repeated=repeated_attention(lm, ids)[chosen] if second_pass else None,
         **{name: torch.stack([row[name] for row in rows]) for name in names},

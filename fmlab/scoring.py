@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Cache
 
 from . import metrics
-from .core import Policy
+from .core import Allocation, Policy
 from .language import LanguageModel
 from .reading import check_counts, expiry_of, losses, memory, nbytes_of, read, read_first, speak
 
@@ -48,7 +48,7 @@ class Score:
 
     sample: Sample
     policy: Policy | None
-    budget: int | None
+    budget: int | Allocation | None
     query_aware: bool
     """Whether the question was read before the eviction. Never compare the two in one column."""
     turn: int
@@ -107,7 +107,7 @@ def score(
     lm: LanguageModel,
     sample: Sample,
     policy: Policy | None = None,
-    budget: int | None = None,
+    budget: int | Allocation | None = None,
     query_aware: bool = False,
     *,
     max_new_tokens: int | None = None,
@@ -129,7 +129,7 @@ def converse(
     lm: LanguageModel,
     samples: Sequence[Sample],
     policy: Policy | None = None,
-    budget: int | None = None,
+    budget: int | Allocation | None = None,
     *,
     running: bool = True,
     max_new_tokens: int | None = None,
@@ -150,7 +150,7 @@ def _scores(
     lm: LanguageModel,
     samples: Sequence[Sample],
     policy: Policy | None,
-    budget: int | None,
+    budget: int | Allocation | None,
     running: bool,
     query_aware: bool,
     max_new_tokens: int | None,

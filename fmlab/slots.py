@@ -1,6 +1,8 @@
 """What a bag of heads holds: slots that are overwritten rather than gathered, and the expiry of all that ever arrived."""
 
 from collections.abc import Iterable
+from copy import copy
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -40,7 +42,7 @@ class _Staged(NamedTuple):
 
 
 class Slots:
-    """The entries of a bag of heads under one budget. Each head holds equally many.
+    """The entries of a bag of heads under one budget. Each head holds equally many (`Ragged` is for those that do not).
 
     A call is two moves: `stage` lays the arriving entries beside those held, without touching what is held; `settle`
     commits what the policy chose. A call that is interrupted between them has not happened.
@@ -103,6 +105,17 @@ class Slots:
         newest = self.seen + new - 1
         return View(self.bag, self._staged.positions, new, self.limit, newest=newest, window=self.window, **rest)
 
+    def learn(self, groups: int, window: int | None) -> None:
+        """Take in what only the attention of the model knows: its query heads a KV head and its own sliding window.
+
+        A sliding layer never looks at more than window - 1 earlier entries, so no more are held.
+        """
+        self.bag = replace(self.bag, groups=groups)
+        if window is not None:
+            with normal_tensors():
+                self.window = torch.full_like(self.bag.layer, window)
+            self.budget = min(self.budget, max(1, window - 1))
+
     def has(self, name: str) -> bool:
         """Whether the staged call has a data column of this name."""
         return name in self._staged.data
@@ -125,14 +138,18 @@ class Slots:
             if evicted is not None:
                 self._expiry.scatter_(1, now.positions.gather(1, evicted), seen)
                 held -= evicted.shape[1]
-            if now.new > 1:
-                positions, data, stats = self._compact(evicted, stats) if evicted is not None else self._keep(stats)
+            if evicted is not None and (now.new > 1 or evicted.shape[1] > 1):
+                positions, data, stats = self._compact(evicted, stats)
+            elif now.new > 1:
+                positions, data, stats = self._keep(stats)
             elif evicted is not None:
                 free = evicted
                 stats = {name: column.scatter(1, evicted, 0) for name, column in stats.items()}
             else:
                 stats = {name: column.clone() for name, column in stats.items()}
-        steady = now.new == 1 and self._free is not None  # then every tensor was replaced by one of its size
+        steady = (
+            now.new == 1 and self._free is not None and free is not None
+        )  # then every tensor was replaced by one of its size
         self._positions, self.data, self.stats, self._free = positions, data, stats, free
         self.held, self.seen, self._staged = held, seen, None
         if not steady:
@@ -172,6 +189,11 @@ class Slots:
         return sum(column.untyped_storage().nbytes() for column in self.data.values())
 
     @property
+    def nominal_nbytes(self) -> int:
+        """Bytes of the data of the entries held: what the budget promises."""
+        return sum(column[:, : self.held].nbytes for column in self.data.values())
+
+    @property
     def overhead_nbytes(self) -> int:
         """Allocated bytes of everything else: positions, the policy's columns, the record of expiries."""
         return sum(t.untyped_storage().nbytes() for t in (self._positions, self._expiry, *self.stats.values()))
@@ -183,6 +205,19 @@ class Slots:
             self._free = None if self._free is None else self._free[rows]
             self.data = {name: column[rows] for name, column in self.data.items()}
             self.stats = {name: column[rows] for name, column in self.stats.items()}
+
+    def twin(self, bag: Bag, window: Int[Tensor, " heads"] | None) -> "Slots":
+        """The same entries in tensors of their own, for other heads."""
+        twin = copy(self)
+        twin.bag, twin.window, twin._counted = bag, window, 0
+        twin.take(torch.arange(len(bag), device=bag.layer.device))
+        twin._count()
+        return twin
+
+    def release(self) -> None:
+        """Tell the meter that these slots are no longer used."""
+        self.meter.change(-self._counted)
+        self._counted = 0
 
     def _write(self, data: dict[str, Tensor]) -> None:
         """Lay one arriving entry a head into the free slot."""

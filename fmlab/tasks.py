@@ -1,5 +1,6 @@
 """What a model still knows under a budget: planted facts that it is asked for, and negative log-likelihood."""
 
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from . import metrics
-from .core import Policy
+from .core import Allocation, Policy, held_before_eviction
 from .language import LanguageModel
 from .reading import check_counts, expiry_of, memory, nbytes_of, read, read_first, speak
 from .texts import Planted, Sample, needle, recall
@@ -79,7 +80,7 @@ def answer(
     lm: LanguageModel,
     sample: Sample,
     policy: Policy | None = None,
-    budget: int | None = None,
+    budget: int | Allocation | None = None,
     *,
     max_new_tokens: int = 24,
     chunk: int | None = None,
@@ -110,7 +111,7 @@ def ask(
     context: str,
     questions: Sequence[str],
     policy: Policy | None = None,
-    budget: int | None = None,
+    budget: int | Allocation | None = None,
     *,
     max_new_tokens: int = 24,
     chunk: int | None = None,
@@ -148,7 +149,7 @@ def nll(
     lm: LanguageModel,
     text: str | Sequence[int] | Tensor,
     policy: Policy | None = None,
-    budget: int | None = None,
+    budget: int | Allocation | None = None,
     *,
     prefill: int | None = None,
     chunk: int = 1,
@@ -167,13 +168,15 @@ def nll(
         raise ValueError(f"{len(ids)} tokens with a prefill of {prefill} leave none to score; lower prefill")
     calls = ids[prefill:-1].split(chunk)
     losses, evicting_from = [], None
+    layers = lm.model.config.get_text_config(decoder=True).num_hidden_layers
+    full = math.inf if budget is None else held_before_eviction(budget, layers)
     with memory(lm, policy, budget, False) as fresh:
         cache, _, prefill_seconds = read_first(lm, fresh(), ids[:prefill], None)
         done, start = prefill, time.perf_counter()
         if progress is not None:
             progress(done)
         for call in calls:
-            if evicting_from is None and budget is not None and done > budget:
+            if evicting_from is None and done > full:
                 evicting_from = done + 1
             logits = lm.model(input_ids=call[None], past_key_values=cache, use_cache=True).logits[0].float()
             targets = ids[done + 1 : done + 1 + len(call)]

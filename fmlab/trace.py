@@ -12,12 +12,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .core import Policy, Stats, check_budget, check_needs
+from .core import Allocation, Policy, Stats, check_allocation, check_needs, held_before_eviction
+from .ragged import Ragged, joined
 from .rope import Rope
 from .slots import Slots, split
 from .view import Bag, View
 
 FORMAT = "fmlab trace 1"
+Watch = Callable[[View, Stats], None]
 COLUMNS = ("output_norms", "repeated")
 REVIEWED = 64  # queries whose attention is computed at a time
 
@@ -32,7 +34,8 @@ class Trace:
 
     `queries` (layers, query_heads, T, d), `keys` and `values` (layers, kv_heads, T, d), after RoPE; `ids` int64 (T,);
     `tokens` the T pieces of the text; `layers` which layers of the model these are; `windows` each layer's own sliding
-    window, or None; `scaling` and `softcap` as the model's attention uses them. For policies that need more, or None
+    window, or None; `scaling` and `softcap` as the model's attention uses them; `depth` how many layers the model has
+    (None: an older file does not say). For policies that need more, or None
     where it was not recorded: `output_norms`, the L1 norm of what each value adds to the layer's output; `repeated`, the
     most attention each token received while the model repeated the text; `rope`, the rotary embedding.
     """
@@ -50,6 +53,7 @@ class Trace:
     output_norms: Float[Tensor, "layers kv_heads tokens"] | None = None
     repeated: Float[Tensor, "layers kv_heads tokens"] | None = None
     rope: Rope | None = None
+    depth: int | None = None
 
     def __post_init__(self):
         if len(self.tokens) != len(self.ids):
@@ -135,6 +139,7 @@ class Trace:
         about = {
             "format": FORMAT, "tokens": self.tokens, "layers": self.layers, "model": self.model,
             "scaling": self.scaling, "softcap": self.softcap, "windows": self.windows,
+            "depth": self.depth,
         }  # fmt: skip
         tensors = {name: getattr(self, name) for name in ("ids", "queries", "keys", "values", *COLUMNS)}
         tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
@@ -151,9 +156,8 @@ class Trace:
             inv_freq = tensors.pop("inv_freq", None)
             rope = None if inv_freq is None else Rope(inv_freq, about["rope_scaling"])
             tuples = {name: tuple(about[name]) for name in ("tokens", "layers", "windows")}
-            trace = cls(
-                **tensors, **tuples, model=about["model"], scaling=about["scaling"], softcap=about["softcap"], rope=rope
-            )
+            numbers = {name: about[name] for name in ("scaling", "softcap")} | {"depth": about.get("depth")}
+            trace = cls(**tensors, **tuples, **numbers, model=about["model"], rope=rope)
             layers, query_heads, tokens, d = trace.queries.shape
             whole = (
                 trace.keys.shape == (layers, trace.kv_heads, tokens, d)
@@ -197,10 +201,10 @@ def read_safetensors(path: str | Path, expected: str, writer: str) -> tuple[dict
 def replay(
     trace: Trace,
     policy: Policy,
-    budget: int,
+    budget: int | Allocation,
     prefill: int | Sequence[int] = 1,
     progress: Callable[[int], None] | None = None,
-    watch: Callable[[View, Stats], None] | None = None,
+    watch: Watch | None = None,
 ) -> Int[Tensor, "layers kv_heads tokens"]:
     """Run a policy over a trace, every layer and head at once, and return the expiry of each token.
 
@@ -210,42 +214,98 @@ def replay(
     queries and keys would change with what it forgot. `progress` is called with the tokens done and may raise to cancel;
     `watch` with what the policy was shown, and its columns, at every call that evicts, before it does.
     """
-    check_budget(budget)
+    layers = _depth(trace, budget)
+    check_allocation(budget, layers)
     check_needs(policy, trace.offers, f"a replay of {trace!r}")
-    slots = Slots(trace.bag(), budget, window=trace.window())
-    flat = {name: getattr(trace, name).flatten(0, 1) for name in ("queries", "keys", "values")}
     calls = split(len(trace), prefill)
     if type(policy).observe is Policy.observe:  # nothing is evicted or remembered before the budget is full
-        calls = _join(calls, budget)
-    foresight = Foresight(trace) if "future" in policy.needs else None
+        calls = _join(calls, held_before_eviction(budget, layers))
+    if isinstance(budget, Allocation):
+        slots = Ragged(trace.bag(), budget, layers, window=trace.window())
+    else:
+        slots = Slots(trace.bag(), budget, window=trace.window())
+    turn = _turn_apart if isinstance(slots, Ragged) else _turn
+    recorded = _Recorded(trace, policy)
     done = 0
     for new in calls:
-        arrived = slice(done, done + new)
-        prepared = {
-            "future": lambda seen=done + new: foresight.of(slots.staged_positions(), seen),
-            "pre_rope": lambda: trace.rope,
-            "output_projection": lambda arrived=arrived: trace.output_norms.flatten(0, 1)[:, arrived].float(),
-            "second_pass": lambda arrived=arrived: trace.repeated.flatten(0, 1)[:, arrived].float(),
-        }
-        slots.stage(new, **{name: flat[name][:, arrived].float() for name in slots.data})
-        view = slots.view(
-            scaling=trace.scaling,
-            softcap=trace.softcap,
-            keys=lambda: _column(slots, flat, "keys"),
-            values=lambda: _column(slots, flat, "values"),
-            queries=lambda arrived=arrived: flat["queries"][:, arrived].float(),
-            new_keys=lambda arrived=arrived: flat["keys"][:, arrived].float(),
-            new_values=lambda arrived=arrived: flat["values"][:, arrived].float(),
-            prepared={name: prepared[name] for name in policy.needs},
-        )
-        stats, evicted = slots.choose(policy, view)
-        if watch is not None and evicted is not None:
-            watch(view, stats)
-        slots.settle(stats, evicted)
+        turn(policy, slots, recorded, slice(done, done + new), watch)
         done += new
         if progress is not None and (done % 64 == 0 or done == len(trace)):
             progress(done)
     return slots.expiry().view(len(trace.layers), trace.kv_heads, -1)
+
+
+class _Recorded:
+    """A trace as the turns of a replay read it: one row a KV head, all layers after one another."""
+
+    def __init__(self, trace: Trace, policy: Policy):
+        self.trace, self.needs = trace, policy.needs
+        self.flat = {name: getattr(trace, name).flatten(0, 1) for name in ("queries", "keys", "values")}
+        self.foresight = Foresight(trace) if "future" in policy.needs else None
+
+    def arguments(self, at: slice, rows: slice | list[int], positions: Callable[[], Tensor]) -> dict:
+        """What `View` is given of the entries that arrive `at` these tokens, for some of the rows."""
+        trace, flat = self.trace, self.flat
+        queries = flat["queries"].unflatten(0, (-1, trace.groups))
+        prepared = {
+            "future": lambda: self.foresight.of(positions(), at.stop, rows),
+            "pre_rope": lambda: trace.rope,
+            "output_projection": lambda: trace.output_norms.flatten(0, 1)[rows, at].float(),
+            "second_pass": lambda: trace.repeated.flatten(0, 1)[rows, at].float(),
+        }
+        return {
+            "scaling": trace.scaling,
+            "softcap": trace.softcap,
+            "queries": lambda: queries[rows, :, at].flatten(0, 1).float(),
+            "new_keys": lambda: flat["keys"][rows, at].float(),
+            "new_values": lambda: flat["values"][rows, at].float(),
+            "prepared": {name: prepared[name] for name in self.needs},
+        }
+
+
+def _turn(policy: Policy, slots: Slots, recorded: _Recorded, at: slice, watch: Watch | None) -> None:
+    """One call of a replay: all heads hold equally many entries."""
+    flat = recorded.flat
+    slots.stage(at.stop - at.start, **{name: flat[name][:, at].float() for name in slots.data})
+    view = slots.view(
+        keys=lambda: _column(slots, flat, "keys"),
+        values=lambda: _column(slots, flat, "values"),
+        **recorded.arguments(at, slice(None), slots.staged_positions),
+    )
+    stats, evicted = slots.choose(policy, view)
+    if watch is not None and evicted is not None:
+        watch(view, stats)
+    slots.settle(stats, evicted)
+
+
+def _turn_apart(policy: Policy, slots: Ragged, recorded: _Recorded, at: slice, watch: Watch | None) -> None:
+    """The same where they do not; what they hold is read off the trace."""
+    flat = recorded.flat
+    slots.stage(at.stop - at.start)
+
+    def show(rows: list[int], positions: Tensor) -> dict:
+        row = torch.tensor(rows)[:, None]
+        return {
+            "keys": lambda: flat["keys"][row, positions].float(),
+            "values": lambda: flat["values"][row, positions].float(),
+            **recorded.arguments(at, rows, lambda: positions),
+        }
+
+    parts = slots.parts(show)
+    chosen = slots.choose(policy, parts)
+    for part in parts if watch is not None else []:
+        if any(chosen[row].evicted is not None for row in part.rows):
+            watch(part.view, joined([chosen[row].stats for row in part.rows]))
+    slots.settle(chosen)
+
+
+def _depth(trace: Trace, budget: int | Allocation) -> int:
+    """How many layers an allocation shares the budget out over."""
+    if trace.depth is None and isinstance(budget, Allocation):
+        raise ValueError(
+            f"this trace does not say how many layers its model has, which {budget!r} asks; record it again"
+        )
+    return trace.depth or len(trace.layers)
 
 
 class Foresight:
@@ -257,12 +317,14 @@ class Foresight:
         for block in self._view.blocks():
             self._left += self._paid(*block)
 
-    def of(self, positions: Int[Tensor, "heads n"], seen: int) -> Float[Tensor, "heads n"]:
-        """Of the entries at `positions`, from the queries `seen` and later; `seen` may only grow."""
+    def of(
+        self, positions: Int[Tensor, "heads n"], seen: int, rows: slice | list[int] = slice(None)
+    ) -> Float[Tensor, "heads n"]:
+        """Of the entries at `positions` of these rows, from the queries `seen` and later; `seen` may only grow."""
         for start in range(self._seen, seen, REVIEWED):
             self._left -= self._paid(start, min(start + REVIEWED, seen))
         self._seen = seen
-        return self._left.gather(1, positions).clamp(min=0)
+        return self._left[rows].gather(1, positions).clamp(min=0)
 
     def _paid(self, start: int, stop: int) -> Tensor:
         return self._view.rows(start, stop).mean(1).double().sum(1)

@@ -24,6 +24,7 @@ class Bag:
     layer: Int[Tensor, " heads"]
     head: Int[Tensor, " heads"]  # which KV head of the layer
     groups: int  # query heads a KV head
+    whole: bool = True  # all KV heads of each of its layers are here
 
     @classmethod
     def of(cls, sequences: int, layers: list[int], kv_heads: int, groups: int, device=None) -> "Bag":
@@ -38,6 +39,10 @@ class Bag:
         """The rows of all bags, one after the other."""
         fields = ([getattr(bag, name) for bag in bags] for name in ("sequence", "layer", "head"))
         return cls(*map(torch.cat, fields), bags[0].groups)
+
+    def pick(self, rows: Int[Tensor, " picked"], whole: bool) -> "Bag":
+        """Some of the rows; `whole` says whether they are all of their layers."""
+        return Bag(self.sequence[rows], self.layer[rows], self.head[rows], self.groups, whole)
 
     def __len__(self) -> int:
         return len(self.layer)
@@ -222,7 +227,12 @@ class View:
 
     def mean_over_layer(self, scores: Float[Tensor, "heads n"]) -> Float[Tensor, "heads n"]:
         """The mean of `scores` over the heads of the same sequence and layer. Raises ValueError where these heads do
-        not hold the same positions."""
+        not hold the same positions or stand in different views, as under an allocation that favours some of them."""
+        if not self._bag.whole:
+            raise ValueError(
+                "only some heads of a layer stand in this view: the others hold another number of entries, so a mean over "
+                "the layer has no meaning; use a policy that scores each head by itself, or one share for all heads"
+            )
         if self._alike(self._positions):
             return self._layer_means(scores)
         order = self._positions.argsort(-1)  # the same positions in another order

@@ -18,12 +18,12 @@ HUB = "huggingface_hub filelock platformdirs tqdm safetensors transformers token
 # room: its own modules (a package counts as one), which of ours it may import, which packages of others
 ROOMS = {
     "core": ("core view rope", "", ""),
-    "slots": ("slots", "core view", ""),
+    "slots": ("slots ragged", "core view", ""),
     "policies": ("policies", "core view", ""),
-    "traces": ("trace", "core view rope slots", "safetensors"),
+    "traces": ("trace", "core view rope slots ragged", "safetensors"),
     "live": (
         "live together record watch repeat needs attach attention masked",
-        "core view rope slots trace language",
+        "core view rope slots ragged trace language",
         "transformers",
     ),
     "models": ("models weights language dequantise", "", f"{HUB} gguf"),
@@ -52,7 +52,20 @@ ROOMS = {
 }
 FREE = "torch numpy jaxtyping"  # for every room that makes neither pictures nor programs
 NOT_FREE = {"figures", "widgets", "command line", "the front"}
-HOSTS = {"trace", "replays", "live", "record", "watch", "repeat", "needs", "attach", "attention", "masked", "slots"}
+HOSTS = {
+    "trace",
+    "replays",
+    "live",
+    "record",
+    "watch",
+    "repeat",
+    "needs",
+    "attach",
+    "attention",
+    "masked",
+    "slots",
+    "ragged",
+}
 
 
 def modules() -> dict[str, list[Path]]:

@@ -1,5 +1,9 @@
 """Eviction policies for a KV cache, one module a family; each is a score."""
 
+from .allocation import Ada as Ada  # not in __all__, which lists the policies
+from .allocation import PerLayer as PerLayer
+from .allocation import Pyramid as Pyramid
+from .allocation import Uniform as Uniform
 from .attention import H2O, TOVA, Finch, NonCausalAttention, ObservedAttention, Scissorhands, SnapKV
 from .geometry import CUR, KeyDiff, KeyNorm, LagKV, LeverageScore
 from .hindsight import Clairvoyant
