@@ -78,11 +78,11 @@ def check_budget(budget: int) -> int:
     return budget
 
 
-class Allocation(ABC):
-    """Shares the budget out over layers and heads. Subclass it as a frozen dataclass with a field `budget` and `split`.
+class Allocation:
+    """Shares a budget out over layers and heads. Subclass it as a frozen dataclass with a field `budget`.
 
-    `budget` is the average number of entries a KV head of the whole model. The heads of a layer together never hold more
-    than their number times `at(layer, total)` between calls; `split` says which of them holds how much of it.
+    `budget` is the average number of entries a KV head, `at` that of a layer, `split` the share of each of its heads. The
+    heads of a layer together never hold more than their number times `at` between calls.
     """
 
     budget: int
@@ -92,13 +92,18 @@ class Allocation(ABC):
         its budget."""
         return self.budget
 
-    @abstractmethod
     def split(self, scores: Float[Tensor, "heads n"], layer: int, total: int) -> Int[Tensor, " heads"]:
-        """How many entries each KV head of this layer of one sequence may hold, (heads,) int64, each at least 1.
+        """How many entries each KV head of this layer of one sequence may hold, (heads,) int64, each at least 1: `at`.
 
         Asked at every eviction: when the heads of the layer together hold more than their number times `at`. `scores` are
         the policy's, -inf where a head holds fewer than n entries; an entry that is there scores more than that.
         """
+        return torch.full((len(scores),), self.at(layer, total), dtype=torch.int64, device=scores.device)
+
+    @property
+    def even(self) -> bool:
+        """Whether the heads of a layer always get equal shares, so that a host need not ask `split`."""
+        return type(self).split is Allocation.split
 
 
 def check_allocation(budget: int | Allocation, layers: int) -> int | Allocation:

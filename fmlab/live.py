@@ -35,11 +35,13 @@ class FiniteLayer(CacheLayerMixin):
         self.batch, kv_heads = key_states.shape[:2]
         with normal_tensors():
             bag = Bag.of(self.batch, [self.number], kv_heads, 1, key_states.device)
-            budget, meter = self.cache.budget, self.cache.meter
-            if isinstance(budget, Allocation):
-                self.slots = Ragged(bag, budget, len(self.cache.layers), meter)
-            else:
+            budget, meter, layers = self.cache.budget, self.cache.meter, len(self.cache.layers)
+            if not isinstance(budget, Allocation):
                 self.slots = Slots(bag, budget, meter)
+            elif budget.even:
+                self.slots = Slots(bag, budget.at(self.number, layers), meter)
+            else:
+                self.slots = Ragged(bag, budget, layers, meter)
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
@@ -256,7 +258,7 @@ def finite(
     """Within it the model forgets by `policy`: pass the cache it yields as `past_key_values` to the model or `generate`.
 
     `budget` is the number of entries that each KV head may hold between calls, or an Allocation, which shares an average
-    number out over layers and heads; there every layer is asked and settled by itself. `query_aware` says that the question
+    number out over layers and heads. `query_aware` says that the question
     is among the tokens seen before the eviction, and is shown to the policy. The cache can be read after the `with`.
     Raises RuntimeError inside another `finite` of the same model, ValueError for a model whose attention cannot be
     reached, a batch of unequal lengths or a policy that breaks its contract, BudgetError for a budget below what the

@@ -18,9 +18,6 @@ class Uniform(Allocation):
     def __post_init__(self):
         check_budget(self.budget)
 
-    def split(self, scores: Float[Tensor, "heads n"], layer: int, total: int) -> Int[Tensor, " heads"]:
-        return _alike(scores, self.budget)
-
 
 @dataclass(frozen=True)
 class Pyramid(Allocation):
@@ -29,7 +26,8 @@ class Pyramid(Allocation):
     The last layer holds budget / beta entries a head (at least 1), the first 2 * budget less that, so that the average is
     `budget`. Whole numbers: each layer's share is rounded down and what is left over goes to the first layers, one each,
     so the layers together hold exactly their number times `budget`, and no layer holds more than the one before it. A
-    layer whose share exceeds the text keeps all of it; the others do not get the rest.
+    layer whose share exceeds the text keeps all of it; the others do not get the rest. The last layers are small: a
+    policy that pins more than they hold (SnapKV its window) raises BudgetError.
     """
 
     budget: int
@@ -47,9 +45,6 @@ class Pyramid(Allocation):
         first, steps = 2 * self.budget - last, total - 1
         shares = [(first * (steps - n) + last * n) // steps for n in range(total)]
         return shares[layer] + (layer < total * self.budget - sum(shares))
-
-    def split(self, scores: Float[Tensor, "heads n"], layer: int, total: int) -> Int[Tensor, " heads"]:
-        return _alike(scores, self.at(layer, total))
 
 
 @dataclass(frozen=True)
@@ -73,9 +68,6 @@ class PerLayer(Allocation):
         if len(self.budgets) != total:
             raise ValueError(f"a table of {len(self.budgets)} budgets for a model of {total} layers; give one a layer")
         return self.budgets[layer]
-
-    def split(self, scores: Float[Tensor, "heads n"], layer: int, total: int) -> Int[Tensor, " heads"]:
-        return _alike(scores, self.at(layer, total))
 
 
 @dataclass(frozen=True)
@@ -103,7 +95,3 @@ class Ada(Allocation):
         safe.masked_fill_(safe > -torch.inf, torch.inf)
         best = ranked.T.flatten().argsort(descending=True, stable=True)  # rank by rank, so ties are shared evenly
         return (best[: heads * self.budget] % heads).bincount(minlength=heads)
-
-
-def _alike(scores: Tensor, share: int) -> Tensor:
-    return torch.full((len(scores),), share, dtype=torch.int64, device=scores.device)
