@@ -79,7 +79,7 @@ class Score:
             "tokens": self.sample.tokens,
             "seed": self.sample.seed,
             "policy": None if self.policy is None else repr(self.policy),
-            "budget": self.budget,
+            "budget": repr(self.budget) if isinstance(self.budget, Allocation) else self.budget,
             "query_aware": self.query_aware,
             "turn": self.turn,
             "context_tokens": len(self.sample.context_ids),

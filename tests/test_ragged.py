@@ -197,6 +197,18 @@ def test_a_replay_is_the_live_run_at_the_first_layer(arch, allocation):
         assert torch.equal(part[0], replayed[2])  # a trace of one layer knows how many there are
 
 
+def test_a_replay_of_an_allocation_can_be_watched():
+    trace = fm.record(fm.tiny(), IDS[0], dtype=torch.float32)
+    told = {}
+    for budget in (9, Alike(9), Ada(9)):
+        calls = told[repr(budget)] = []
+        fm.replay(trace, KeyNorm(), budget, 20, watch=lambda view, stats, calls=calls: calls.append((view, stats)))
+    assert len(told["9"]) == len(told[repr(Alike(9))]) == 21 and len(told[repr(Ada(9))]) > 21
+    for (view, stats), (mine, column) in zip(told["9"], told[repr(Alike(9))], strict=True):
+        assert torch.equal(view.positions.sort().values, mine.positions.sort().values)
+        assert torch.equal(stats["norm"].sort().values, column["norm"].sort().values)
+
+
 def test_a_trace_keeps_how_deep_its_model_is(tmp_path):
     trace = fm.record(fm.tiny(), IDS[0], layers=[1])
     assert fm.Trace.load(trace.save(tmp_path / "t.safetensors")).depth == 3
@@ -319,7 +331,7 @@ def test_an_interrupted_run_can_be_read_and_not_continued():
 def test_more_pinned_than_a_head_may_hold():
     with pytest.raises(BudgetError, match=r"SnapKV\(window=8, kernel=3\): budget 5 < 8 pinned entries"):
         live(fm.tiny().model, SnapKV(8, 3), PerLayer((12, 5, 9)), IDS)
-    with pytest.raises(BudgetError, match=r"SnapKV\(window=8.*PerLayer.*in layer 1: budget 5 < 8 pinned entries"):
+    with pytest.raises(BudgetError, match=r"SnapKV\(window=8.*PerLayer.*in layer 1: budget 5 < 6 pinned entries"):
         fm.replay(fm.record(fm.tiny(), IDS[0]), SnapKV(8, 3), PerLayer((12, 5, 9)))
     with pytest.raises(BudgetError, match=r"under Ada\(budget=3, floor=0.2\) in layer 0: budget 3 < 4 pinned"):
         live(fm.tiny().model, SnapKV(4, 3), Ada(3), IDS)
@@ -353,3 +365,47 @@ def test_nll_knows_when_an_allocation_begins_to_evict():
     run = fm.tasks.nll(lm, IDS[0], H2O(), PerLayer((30, 14, 20)), prefill=10)
     assert run.evicting_from == fm.tasks.nll(lm, IDS[0], H2O(), 14, prefill=10).evicting_from == 16
     assert len(run.delta(fm.tasks.nll(lm, IDS[0], prefill=10))) == 40 - 16
+
+
+@dataclass(frozen=True)
+class Needy(KeyNorm):
+    """Asks for all that a live model can prepare."""
+
+    needs = frozenset({"pre_rope", "output_projection"})
+
+    def observe(self, view, stats):
+        arrived = view.new_output_norms + view.new_values.norm(dim=-1)
+        return {"n": view.fill_new(stats["n"], arrived) if "n" in stats else arrived}
+
+    def score(self, view, stats):
+        towards = view.pre_rope_queries.unflatten(0, (len(view.layer), -1)).mean((1, 2))
+        return stats["n"] - view.pre_rope_keys.norm(dim=-1) + (view.pre_rope_keys @ towards[..., None])[..., 0]
+
+
+@dataclass(frozen=True)
+class Foreseeing(KeyNorm):
+    """Asks for all that only a record can prepare."""
+
+    needs = frozenset({"future", "second_pass"})
+
+    def observe(self, view, stats):
+        return {"n": view.fill_new(stats["n"], view.new_repeated) if "n" in stats else view.new_repeated}
+
+    def score(self, view, stats):
+        return view.future + stats["n"]
+
+
+@torch.no_grad()
+def test_what_a_policy_needs_is_that_of_its_own_heads():
+    lm = fm.tiny("gpt_neox")
+    for policy in (Needy(), Foreseeing()):
+        trace = fm.record(lm, IDS[0], dtype=torch.float32, second_pass=True)
+        assert torch.equal(fm.replay(trace, policy, Alike(9), (17, 6)), fm.replay(trace, policy, 9, (17, 6)))
+    logits, cache = live(lm.model, Needy(), Alike(9), IDS)
+    assert torch.equal(cache.expiry, live(lm.model, Needy(), 9, IDS)[1].expiry)
+    for allocation in (Ada(9), Lopsided(9)):
+        logits, cache = live(lm.model, Needy(), allocation, IDS)
+        assert_same_logits(logits, masked_logits(lm.model, IDS, cache.expiry))
+        assert len(set((cache.expiry[0, 0] == 41).sum(-1).tolist())) > 1
+        alone = live(lm.model, Needy(), allocation, IDS[1:])[1]
+        assert torch.equal(cache.expiry[1], alone.expiry)  # nothing of the other sequence
