@@ -12,8 +12,8 @@ __version__ = "0.1.0"
 
 _MODULES = frozenset(
     (
-        "contract core figures intervals live masked metrics models policies replays ruler tables tasks texts trace "
-        "widgets"
+        "contract core figures intervals live masked metrics models policies published replays ruler tables tasks "
+        "texts trace widgets"
     ).split()
 )
 _HOMES = {

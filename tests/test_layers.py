@@ -33,6 +33,7 @@ ROOMS = {
     "tables": ("tables", "core metrics intervals replays", "pandas"),
     "tasks": ("tasks texts reading scoring ruler", "core live metrics intervals language", "transformers"),
     "contract": ("contract", "core view rope slots trace live needs record masked models", ""),
+    "published": ("published", "intervals", "pandas"),
     "sweep": ("sweep fingerprint provenance", "", "pandas joblib distributed tqdm"),
     "figures": ("figures", "intervals", "pandas plotly numpy"),
     "parse": ("parse", "core", ""),
