@@ -1,5 +1,6 @@
 """Charts of a table, one function each: a data frame in, a plotly Figure out, and nothing is measured on the way."""
 
+from .beside import ours_and_theirs
 from .look import COLOURS, CONFIG, DASHES, FULL, GRID, MARKERS, NEUTRAL, TEMPLATE, Style, styles
 from .quality import (
     bytes_against_quality,
@@ -13,5 +14,5 @@ from .regret import lost_by_depth, lost_tokens, regret_bars
 __all__ = [
     "COLOURS", "CONFIG", "DASHES", "FULL", "GRID", "MARKERS", "NEUTRAL", "TEMPLATE", "Style",
     "bytes_against_quality", "lost_by_depth", "lost_tokens", "mass_recall_by_budget", "needle_heatmap", "nll_by_budget",
-    "regret_bars", "retention_by_depth", "styles",
+    "ours_and_theirs", "regret_bars", "retention_by_depth", "styles",
 ]  # fmt: skip
