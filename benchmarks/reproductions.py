@@ -13,14 +13,17 @@ import torch
 from paired import arguments, machine
 
 import fmlab as fm
-from fmlab.policies import H2O, TOVA, KeyNorm, Random, SinkWindow, SlidingWindow, SnapKV
+from fmlab.policies import H2O, TOVA, KeyDiff, KeyNorm, ObservedAttention, Random, SinkWindow, SlidingWindow, SnapKV
 from fmlab.published import against, means, printed, published
 from fmlab.trace import Trace
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARES = [0.05, 0.1, 0.2, 0.5]
 ORACLES = ["dynamic oracle", "static oracle"]
-SCORERS = [H2O(), H2O(recent=0.0), TOVA(), SnapKV(), SinkWindow(), SlidingWindow(), KeyNorm(), Random()]
+SCORERS = [
+    H2O(), H2O(recent=0.0), ObservedAttention(), TOVA(), SnapKV(), SinkWindow(), SlidingWindow(), KeyNorm(), KeyDiff(),
+    Random(),
+]  # fmt: skip
 KEYS = ["figure", "policy", "sinks", "share", "query_aware"]
 KEEP = ["seed", "tokens", "value", "unit", "commit", "dirty", "versions", "device"]
 
@@ -125,21 +128,22 @@ def measured(toy: bool) -> pd.DataFrame:
     """Every row, in one table."""
     out = None if toy else ROOT / "runs" / "reproductions.sqlite"
     budget, tokens, prefix, queries, scored, needle = (32, 96, 300, 8, 6, 600) if toy else (256, 1024, 960, 64, 96, 700)
-    texts, few, shares = (range(2), range(2), [0.2, 0.5]) if toy else (range(6), range(4), SHARES)
+    texts, shares = (range(2), [0.2, 0.5]) if toy else (range(4), SHARES)
     settings = {"tiny": toy, "out": out}
+    keys = range(2 if toy else 6)
     tables = {
         "sink_effect": fm.sweep(sinks_lost, seed=texts, sinks=[0, 1, 2, 4, 8], budget=budget, tokens=tokens, **settings),
         "attention_mass": fm.sweep(
-            mass_kept, seed=few, share=shares, policy=[*ORACLES, *SCORERS], prefix=prefix, queries=queries, **settings
+            mass_kept, seed=texts, share=shares, policy=[*ORACLES, *SCORERS], prefix=prefix, queries=queries, **settings
         ),
         "h2o_budget": fm.sweep(
-            nll_lost, seed=few, policy=[H2O(), SlidingWindow()], share=0.2, prefill=prefix * 8 // 15, scored=scored, **settings
+            nll_lost, seed=texts, policy=[H2O(), SlidingWindow()], share=0.2, prefill=prefix * 8 // 15, scored=scored, **settings
         ),
         "passkey": pd.concat(
             [
-                fm.sweep(passkey, seed=texts, policy=[None], share=[None], query_aware=False, tokens=needle, **settings),
+                fm.sweep(passkey, seed=keys, policy=[None], share=[None], query_aware=False, tokens=needle, **settings),
                 fm.sweep(
-                    passkey, seed=texts, policy=[SnapKV(), Random()], share=[0.2, 0.5], query_aware=[False, True],
+                    passkey, seed=keys, policy=[SnapKV(), Random()], share=[0.2, 0.5], query_aware=[False, True],
                     tokens=needle, **settings,
                 ),
             ],
