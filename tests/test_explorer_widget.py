@@ -14,12 +14,12 @@ from test_widgets import CELL, NEWEST, OLDEST, decoded, defined
 import fmlab as fm
 from fmlab import metrics
 from fmlab.replays import Replays
-from fmlab.widgets import explorer
+from fmlab.widgets import studio
 from fmlab.widgets.about import ready
 from fmlab.widgets.ask import answer
 from fmlab.widgets.choice import Choice
 from fmlab.widgets.controls import key_of
-from fmlab.widgets.table import FIGURES, recall_in_steps
+from fmlab.widgets.table import COLUMNS, UNKNOWN, recall_in_steps
 from fmlab.widgets.worker import Cancelled, Ticket
 
 TEXT = "The kettle, the keys and <script>alert(1)</script> a 🦭 in the pool."
@@ -100,14 +100,14 @@ def test_its_figures_are_those_of_metrics(explore, trace):
     assert cells["Entries held a head"] == ["16", str(len(trace))]
     nbytes = 16 * 4 * 2 * trace.keys.shape[-1] * 2
     assert cells["KV bytes held"] == [f"{nbytes / 1e3:.1f} kB", f"{trace.keys.nbytes * 2 / 1e3:.1f} kB"]
-    assert list(frame.columns[-len(FIGURES) :]) == [figure.column for figure in FIGURES]
+    assert list(frame.columns[-len(COLUMNS) :]) == list(COLUMNS)
 
 
 def test_a_long_trace_shows_its_picture_before_its_recall(explore, trace, monkeypatch):
     monkeypatch.setattr(metrics.Received.__init__, "__defaults__", (0,))
     hold = threading.Event()
-    real = explorer.recall_in_steps
-    monkeypatch.setattr(explorer, "recall_in_steps", lambda *rest: hold.wait(20) and real(*rest))
+    real = studio.recall_in_steps
+    monkeypatch.setattr(studio, "recall_in_steps", lambda *rest: hold.wait(20) and real(*rest))
     shown = fm.explore(trace)
     try:
         recall = {row["name"]: row["cells"] for row in shown.figures["rows"]}["Attention-mass recall"]
@@ -126,22 +126,10 @@ def test_slow_recall_is_that_of_metrics_and_stops_when_asked(trace):
     expiry = fm.replay(trace, fm.policies.TOVA(), 9)
     slow = metrics.Received(trace, limit_nbytes=0)
     assert torch.equal(recall_in_steps(slow)(expiry), metrics.mass_recall(trace, expiry))
-    one = recall_in_steps(slow, layer=2)(expiry)
-    assert one[0].isnan().all() and torch.equal(one[1], metrics.mass_recall(trace, expiry)[1])
     ticket = Ticket()
     ticket.cancel()
     with pytest.raises(Cancelled):
         recall_in_steps(slow, ticket.check)(expiry)
-
-
-def test_python_is_told_what_cannot_be_shown(explore):
-    shown = explore()
-    with pytest.raises(ValueError, match="layer 7 is not recorded"):
-        shown.show(layer=7)
-    with pytest.raises(TypeError, match="colour"):
-        shown.show(colour="red")
-    with pytest.raises(ValueError, match="step 999 is outside the text"):
-        shown.show(step=999)
 
 
 @dataclass(frozen=True)
@@ -152,6 +140,153 @@ class Broken(fm.Policy):
         if int(view.positions.max()) > 20:
             raise RuntimeError("the seal has the belt; feed it first")
         return -view.age.float()
+
+
+# the optimum, the heads, and why a token went
+
+
+def test_the_optimum_is_a_third_row_computed_in_the_worker_and_remembered(explore, trace):
+    shown = explore().show(fm.policies.TOVA(), against=fm.policies.KeyNorm(), budget=11)
+    assert shown.wait().optimum is None and shown.frame["optimum"] is None and not shown.frame["solving"]
+    shown.show(oracle=True).wait()
+    assert torch.equal(shown.optimum, fm.oracle(trace, 11))
+    ((label, rows),) = decoded([shown.frame["optimum"]], shown.data)
+    assert label == "optimum, budget 11" and np.array_equal(rows, shown.optimum.flatten(0, 1))
+    assert shown.status["text"].startswith("The optimum was found and proved in")
+    assert shown.replays.has_oracle(11) and "best = fm.oracle(trace, 11, prefill=1)" in shown.code
+    assert "oracle=True" in shown.code
+    shown.show(oracle=False).wait()
+    assert shown.frame["optimum"] is None and shown.optimum is not None  # known, but not drawn
+    shown.show(oracle=True).wait()
+    assert shown.frame["optimum"] and shown.status["text"] == ""
+
+
+def test_regret_stands_in_every_table_once_it_is_known(explore, trace):
+    shown = explore().show(fm.policies.TOVA(), budget=11).wait()
+    cells = {row["name"]: [cell["text"] for cell in row["cells"]] for row in shown.figures["rows"]}
+    assert cells["Regret (switch on “Optimum”)"] == [UNKNOWN, UNKNOWN]
+    frame = shown.to_dataframe()
+    assert frame.regret.isna().all() and "show(oracle=True)" in frame.attrs["regret"]
+    assert shown.heads["runs"][0]["regret"] is None
+    frame = shown.show(oracle=True).wait().to_dataframe()
+    expected = metrics.regret(trace, fm.replay(trace, fm.policies.TOVA(), 11), 11)
+    assert frame[frame.policy == "TOVA()"].regret.to_numpy() == pytest.approx(expected.flatten().numpy(), abs=1e-5)
+    assert (frame[frame.policy == "optimum"].regret == 0).all() and "regret" not in frame.attrs
+    cells = {row["name"]: [cell["text"] for cell in row["cells"]] for row in shown.figures["rows"]}
+    assert cells["Regret"] == [f"{expected.mean():.3f}", "0.000", UNKNOWN]
+    assert cells["Regret, worst head"] == [f"{expected.max():.3f}", "0.000", UNKNOWN]
+    assert [run["side"] for run in shown.heads["runs"]] == ["a", "o"] and shown.heads["layers"] == [0, 2]
+    assert np.array(shown.heads["runs"][0]["regret"]) == pytest.approx(expected.numpy(), abs=1e-4)
+    shown.show(layer=2, head=1).wait()
+    cells = {row["name"]: [cell["text"] for cell in row["cells"]] for row in shown.figures["rows"]}
+    assert cells["Regret"][0] == f"{expected[1, 1]:.3f}" and "Regret, worst head" not in cells
+
+
+SOLVED = threading.Event()
+
+
+def test_an_optimum_that_takes_long_can_be_cancelled_and_never_holds_up_the_slider(explore, trace, monkeypatch):
+    from fmlab import replays as module
+
+    def waiting(trace, budget, prefill, progress):
+        progress(1)
+        SOLVED.wait(20)
+        progress(2)
+        return fm.oracle(trace, budget, prefill)
+
+    monkeypatch.setattr(module, "oracle", waiting)
+    shown = explore().show(fm.policies.TOVA(), budget=11).wait()
+
+    def until(state):
+        for _ in range(300):
+            if shown.status["state"] == state:
+                return
+            time.sleep(0.02)
+        pytest.fail(f"never {state}: {shown.status}")
+
+    SOLVED.clear()
+    shown.show(oracle=True)
+    until("solving")
+    assert shown.frame["solving"] and shown.status["text"].startswith("Computing the optimum at budget 11: ")
+    shown.show(budget=12)  # the slider moves on while it is being computed
+    shown._worker.join()
+    assert shown.choice.budget == 12 and shown.frame["runs"][0]["label"] == "TOVA(), budget 12"
+    SOLVED.set()
+    shown.wait()
+    assert torch.equal(shown.optimum, fm.oracle(trace, 12)) and not shown.replays.has_oracle(11)
+    SOLVED.clear()
+    shown.show(budget=13)
+    until("solving")
+    shown.cancel()
+    assert shown.status == ready("Cancelled; the optimum at this budget is not known.")
+    assert not shown.choice.oracle and not shown.asked["oracle"] and not shown.frame["solving"]
+    SOLVED.set()
+    shown.wait()
+    assert shown.status["state"] == "ready" and not shown.replays.has_oracle(13)
+
+
+def test_why_a_token_was_evicted(explore, trace):
+    shown = explore().show(fm.policies.TOVA(), against=fm.policies.SinkWindow(), budget=11, oracle=True).wait()
+    assert shown.reasons == {}
+    shown.explain(6).wait()
+    found = fm.why(trace, fm.policies.TOVA(), 11, 6)
+    first, window, best = shown.reasons["rows"]
+    assert shown.reasons["token"] == 6 and [row["side"] for row in shown.reasons["rows"]] == ["a", "b", "o"]
+    assert len(first["rows"]) == int((found.step >= 0).sum())
+    row = found.rows()[0]
+    assert first["rows"][0][:3] == [f"{row['layer']}.{row['head']}", str(row["step"]), f"{row['score']:.4g}"]
+    assert first["rows"][0][4] == f"{row['rank']} of {row['held']}"
+    assert (
+        window["summary"] == "Evicted in 4 of 4 heads, after step 13."
+    )  # 4 sinks and the last 7: 6 goes when 13 comes
+    assert "head" in best["summary"] and best["rows"] == []
+    shown.show(layer=0, head=1).wait()
+    first, window, _ = shown.reasons["rows"]
+    assert "its score" in window["summary"] and "is below the cut" in window["summary"] and len(window["rows"]) == 1
+    last = len(trace) - 1
+    shown._heard(shown, {"kind": "explain", "token": last, "view": "v"}, [])
+    assert [row["summary"] for row in shown.wait().reasons["rows"]] == ["Held to the end."] * 3
+    shown.explain(None).wait()
+    assert shown.reasons == {"token": None}
+    with pytest.raises(ValueError, match="token 999 is outside the text"):
+        shown.explain(999)
+
+
+def test_what_a_policy_raises_when_asked_why_is_told(explore):
+    shown = explore().show(fm.policies.TOVA(), budget=11).wait()
+    shown._shown = replace(shown._shown, choice=shown.choice.change(policy=Broken()))
+    shown.explain(30).wait()
+    assert shown.reasons["error"] == "the seal has the belt; feed it first"
+
+
+def test_a_policy_that_knows_the_future_is_replayed_but_never_run(explore, tiny):
+    shown = explore(lm=tiny).show(fm.policies.Clairvoyant(), budget=11).wait()
+    assert shown.status["state"] == "ready" and "Clairvoyant" in [kind["name"] for kind in shown.catalogue]
+    shown.explain(6).wait()
+    assert shown.reasons["rows"][0]["summary"]
+    shown.ask("Who?")
+    assert shown.wait().status["state"] == "error" and "needs future" in shown.status["text"]
+
+
+def test_the_page_takes_the_optimum_along(explore, tmp_path):
+    shown = explore().show(fm.policies.TOVA(), budget=12, oracle=True).wait()
+    shown.replays.expiry(fm.policies.TOVA(), 24)
+    written = shown.to_html(tmp_path / "view.html").read_text("utf-8")
+    start = written.index("data-fmlab-payload>") + len("data-fmlab-payload>")
+    payload = json.loads(written[start : written.index("</script>", start)])
+    assert payload["start"]["oracle"] and [run["budget"] for run in payload["optimum"]] == [12]
+    assert payload["optimum"][0]["figures"]["Regret"] == "0.000"
+    assert float(payload["runs"][0]["figures"]["Regret"]) >= 0 and "Regret" not in payload["runs"][1]["figures"]
+
+
+def test_python_is_told_what_cannot_be_shown(explore):
+    shown = explore()
+    with pytest.raises(ValueError, match="layer 7 is not recorded"):
+        shown.show(layer=7)
+    with pytest.raises(TypeError, match="colour"):
+        shown.show(colour="red")
+    with pytest.raises(ValueError, match="step 999 is outside the text"):
+        shown.show(step=999)
 
 
 def test_what_a_policy_raises_is_shown_and_raised(explore):
@@ -309,7 +444,7 @@ def test_the_page_needs_no_network(explore, tmp_path):
     start = written.index("data-fmlab-payload>") + len("data-fmlab-payload>")
     payload = json.loads(written[start : written.index("</script>", start)])
     assert payload["start"] == {
-        "a": "TOVA()", "b": "KeyNorm()", "budget": 12, "step": 9, "mode": "pair",
+        "a": "TOVA()", "b": "KeyNorm()", "budget": 12, "step": 9, "mode": "pair", "oracle": False,
     }  # fmt: skip
     assert [(run["policy"], run["budget"]) for run in payload["runs"]][:2] == [("TOVA()", 12), ("TOVA()", 24)]
     assert payload["runs"][0]["figures"]["Entries held a head"] == "12"

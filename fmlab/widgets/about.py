@@ -79,6 +79,11 @@ def busy(text: str, share: float | None = None, asking: bool = False) -> dict:
     return {"state": "asking" if asking else "busy", "text": text, "detail": "", "share": share}
 
 
+def solving(text: str, share: float) -> dict:
+    """The optimum is being computed: the picture of the policies is up to date."""
+    return {"state": "solving", "text": text, "detail": "", "share": share}
+
+
 def failure(error: BaseException) -> dict:
     """An error as the reader sees it: its class and message, and the traceback for who asks."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -13,11 +13,13 @@ from ..trace import Trace
 from .controls import PolicyChoice
 
 MODES = ("pair", "difference")
+SETTINGS = ("budget", "layer", "head", "prefill", "mode", "oracle")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One state of the Explorer. `layer` is the number of a recorded layer and `head` a KV head; None is the mean."""
+    """One state of the Explorer. `layer` is the number of a recorded layer and `head` a KV head; None is the mean.
+    `oracle`: whether the exact optimum is shown under the policies."""
 
     policy: fm.Policy
     budget: int
@@ -26,19 +28,20 @@ class Choice:
     head: int | None = None
     prefill: int = 1
     mode: str = "pair"
+    oracle: bool = False
 
     @classmethod
     def read(cls, sent: Mapping[str, Any]) -> "Choice":
         """From what the browser sent. Raises what building the policies raises."""
         policies = [PolicyChoice(**sent[side]).build() if sent[side] else None for side in ("a", "b")]
-        rest = {name: sent[name] for name in ("budget", "layer", "head", "prefill", "mode")}
+        rest = {name: sent[name] for name in SETTINGS}
         return cls(policy=policies[0], against=policies[1], **rest)
 
     def sendable(self) -> dict:
         """As the browser takes it."""
         sides = {"a": self.policy, "b": self.against}
         sent = {side: None if policy is None else asdict(PolicyChoice.of(policy)) for side, policy in sides.items()}
-        return sent | {name: getattr(self, name) for name in ("budget", "layer", "head", "prefill", "mode")}
+        return sent | {name: getattr(self, name) for name in SETTINGS}
 
     def check(self, trace: Trace) -> "Choice":
         """Return the choice if this trace can show it; raise ValueError, naming what it can show, otherwise."""
@@ -93,6 +96,9 @@ def as_code(choice: Choice, step: int, trace_code: str) -> str:
         lines += [f"against = {names[1]}"]
         lines += [f"expiry_against = fm.replay(trace, against, {run})"]
         shown += f", against=against, mode={choice.mode!r}"
+    if choice.oracle:
+        lines += [f"best = fm.oracle(trace, {run})  # the exact optimum"]
+        shown += ", oracle=True"
     return "\n".join([*lines, f"fm.explore(trace).show({shown})"]) + "\n"
 
 

@@ -1,8 +1,5 @@
 """The Explorer: choose policies and a budget, see what they keep of a recorded text, and ask the live model."""
 
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,27 +10,33 @@ from torch import Tensor
 
 import fmlab as fm
 
-from ..metrics import Received
 from ..replays import Replays
 from ..trace import Trace
-from .about import QUESTION, TOUR_QUESTION, about, budget_grid, busy, failure, ready, tour, trace_code
+from .about import (
+    QUESTION,
+    TOUR_QUESTION,
+    about,
+    budget_grid,
+    busy,
+    ready,
+    tour,
+    trace_code,
+)  # fmt: skip
 from .ask import answer
 from .assets import VIEW, script, style
 from .choice import Choice, as_code
 from .controls import alive, catalogue
-from .map import Stepped
+from .desk import PATIENCE_SECONDS
 from .picture import still
-from .table import Recall, as_text, recall_in_steps, table
+from .studio import Picture, Studio
+from .table import as_text
 from .takeaway import rows, view_page
-from .wire import Run, encode
-from .worker import Cancelled, Ticket, Worker
+from .worker import Ticket
 
 if TYPE_CHECKING:
     import pandas
 
-PATIENCE_SECONDS = 0.1  # what takes longer goes on in the worker and shows that it is busy
 OPENING_PATIENCE_SECONDS = 0.6
-RESTING_SECONDS = 0.3
 
 
 def explore(
@@ -47,28 +50,21 @@ def explore(
     return Explorer(trace, lm, replays)
 
 
-class Explorer(Stepped):
+class Explorer(Studio):
     """Policies, budget, map, text and figures of one recorded text, in a notebook.
 
-    `show` sets what is on the screen, `choice` and `expiries` tell it; `to_html`, `to_dataframe`, `code` take it away.
+    `show` sets what is on the screen, `choice`, `expiries` and `optimum` tell it; `explain` says why a token was evicted;
+    `to_html`, `to_dataframe`, `code` take it away.
     """
 
-    _esm = script(*VIEW, "controls", "figures", "explorer", "entry_explorer")
-    _css = style("fmlab")
+    _esm = script(*VIEW, "controls", "figures", "heads", "reasons", "explorer", "entry_explorer")
+    _css = style("fmlab", "insight")
 
     about = traitlets.Dict().tag(sync=True)
     catalogue = traitlets.List().tag(sync=True)
-    asked = traitlets.Dict().tag(sync=True)
-    acknowledged = traitlets.Dict().tag(sync=True)
-    frame = traitlets.Dict().tag(sync=True)
-    data = traitlets.Bytes().tag(sync=True)
-    figures = traitlets.Dict().tag(sync=True)
-    code = traitlets.Unicode().tag(sync=True)
-    status = traitlets.Dict().tag(sync=True)
     answers = traitlets.Dict().tag(sync=True)
 
     _shell: Any = None  # close() is called on an Explorer, too, whose opening was refused
-    _workers: tuple[Worker, ...] = ()
 
     def __init__(
         self, trace: Trace | None = None, lm: "fm.LanguageModel | None" = None, replays: Replays | None = None
@@ -80,26 +76,16 @@ class Explorer(Stepped):
             trace, replays = tour()
         if replays is not None and replays.trace is not trace:
             raise ValueError(f"these replays are of another trace, {replays.trace!r}; give Replays(trace) of {trace!r}")
-        self.trace, self.lm = trace, lm
-        self.replays = Replays(trace) if replays is None else replays
-        self._received: Received | None = None
-        self._full_answers: dict[str, str] = {}
-        self._shown: tuple[Choice, tuple[Tensor, ...]] | None = None
-        self._lock = threading.RLock()  # the kernel's thread and the worker's both speak to the browser
-        self._workers = self._worker, self._slow_worker = Worker(self._failed), Worker(self._failed)
-        self._alive = alive()
-        self._error: BaseException | None = None
-        budgets = budget_grid(trace, self.replays)
+        self.lm, self._full_answers, self._alive = lm, {}, alive()
+        replays = Replays(trace) if replays is None else replays
+        budgets = budget_grid(trace, replays)
         start = Choice(fm.policies.H2O(), min(budgets, key=lambda budget: abs(budget - len(trace) / 8)))
-        self._wanted, self._sent, self._ack = start, start.sendable(), {}
         super().__init__(
-            tokens=list(trace.tokens),
-            go={"step": len(trace) - 1},
+            trace,
+            replays,
+            start,
             about=about(trace, budgets, TOUR_QUESTION if self._shipped else QUESTION, lm is not None),
             catalogue=catalogue(),
-            asked=self._sent,
-            acknowledged=self._ack,
-            status=ready(),
             answers={"question": "", "rows": []},
         )
         self.on_msg(self._heard)
@@ -117,18 +103,24 @@ class Explorer(Stepped):
     @property
     def choice(self) -> Choice | None:
         """What the picture shows; None until the first picture is ready."""
-        return self._shown and self._shown[0]
+        return self._shown and self._shown.choice
 
     @property
     def expiries(self) -> tuple[Int[Tensor, "layers kv_heads tokens"], ...]:
         """The expiry of each policy shown; waits for the worker, and raises what it raised."""
-        return self._settled()[1]
+        return self._settled().expiries
+
+    @property
+    def optimum(self) -> Int[Tensor, "layers kv_heads tokens"] | None:
+        """The expiry of the exact optimum at this budget, where it is known; `show(oracle=True)` computes it."""
+        return self._settled().optimum
 
     def show(self, policy: fm.Policy | None = None, *, step: int | None = None, **changes: Any) -> "Explorer":
         """Change what is on the screen and return the Explorer.
 
         `policy`, `against` (a second policy or None), `budget`, `layer` and `head` (None: the mean), `prefill`, `mode`
-        ("pair" or "difference"), `step`. Raises ValueError for what this trace cannot show.
+        ("pair" or "difference"), `oracle` (whether the exact optimum is shown, too), `step`. Raises ValueError for what
+        this trace cannot show.
         """
         if policy is not None:
             changes["policy"] = policy
@@ -140,17 +132,16 @@ class Explorer(Stepped):
         self._submit(lambda ticket: self._replay(ticket, choice), PATIENCE_SECONDS)
         return self
 
-    def wait(self) -> "Explorer":
-        """Return once nothing is being computed."""
-        for worker in self._workers:
-            worker.join()
-        return self
-
-    def cancel(self) -> None:
-        """Stop what is being computed."""
+    def explain(self, token: int | None) -> "Explorer":
+        """Show why the token at this position was evicted under each policy shown; None clears it."""
+        if token is not None and not 0 <= token < len(self.trace):
+            raise ValueError(f"token {token} is outside the text; give 0 to {len(self.trace) - 1}")
         with self._lock:
-            if self._worker.cancel():
-                self.status = self.status | {"text": "Stopping …", "share": None}
+            self._token, picture = token, self._shown
+            if token is None or picture is None:
+                self.reasons = {"token": None}
+        self._explainer.submit(lambda ticket: self._reason(ticket, picture), PATIENCE_SECONDS)
+        return self
 
     def refresh(self) -> None:
         """Look again which policies are alive; a shown policy whose class was defined anew is replayed anew."""
@@ -170,54 +161,6 @@ class Explorer(Stepped):
         self._submit(lambda ticket: self._answer(ticket, choice, question), 0.0, asking=True)
 
     # what the worker does
-
-    def _replay(self, ticket: Ticket, choice: Choice) -> None:
-        choice.check(self.trace)
-        with self._lock:
-            if self._sent == choice.sendable():  # nothing else has been asked for in the meantime
-                self._wanted = choice
-        start, told = time.perf_counter(), 0.0
-
-        def progress(policy: fm.Policy) -> Callable[[int], None]:
-            def heard(done: int) -> None:
-                nonlocal told
-                ticket.check()
-                if (now := time.perf_counter()) - told > PATIENCE_SECONDS and now - start > 2 * PATIENCE_SECONDS:
-                    told = now
-                    total = len(self.trace)
-                    self._tell(ticket, busy(f"Replaying {policy!r}: {done:,} of {total:,} tokens", done / total))
-
-            return heard
-
-        at_hand = all(self.replays.has(policy, choice.budget, choice.prefill) for policy in choice.policies)
-        expiries = tuple(
-            self.replays.expiry(policy, choice.budget, choice.prefill, progress(policy)) for policy in choice.policies
-        )
-        seconds = time.perf_counter() - start
-        headers, data = encode(self._runs(choice, expiries))
-        with self._lock, self.hold_sync():
-            ticket.check()
-            ticket.ended = True
-            self._shown = choice, expiries
-            self.frame, self.data = {"runs": headers}, data
-            self._error = None
-            self.code = self._code(choice)
-            self._announce(ready("" if at_hand else f"Replayed in {seconds:.2f} s."))
-        quick = self._recall() if self._received is not None and self._received.fast else None
-        figures = table(self.trace, choice, expiries, quick)
-        with self._lock:  # the picture does not wait for its figures
-            self.figures = figures
-        if quick is None:  # nor they for the one that may take seconds
-            self._slow_worker.submit(lambda slow: self._recall_later(slow, choice, expiries), 0.0)
-
-    def _recall_later(self, ticket: Ticket, choice: Choice, expiries: tuple[Tensor, ...]) -> None:
-        if self._received is not None:  # a slider in motion: wait until it rests
-            ticket.pause(RESTING_SECONDS)
-        figures = table(self.trace, choice, expiries, self._recall(ticket.check, choice.layer))
-        with self._lock:
-            ticket.check()
-            if self._shown is not None and self._shown[1] is expiries:
-                self.figures = figures
 
     def _answer(self, ticket: Ticket, choice: Choice | None, question: str) -> None:
         if choice is None:
@@ -246,32 +189,7 @@ class Explorer(Stepped):
             self.answers = {"question": question, "rows": lines}
             self.status = ready()
 
-    def _failed(self, ticket: Ticket, error: BaseException) -> None:
-        with self._lock, self.hold_sync():
-            ticket.ended = True
-            self._wanted = self.choice or self._wanted
-            if isinstance(error, Cancelled):
-                self._sent = self.choice.sendable() if self.choice else self._sent
-                self._announce(ready("Cancelled; the picture is the last one that was finished."))
-            else:
-                self._error = None if ticket.asking else error
-                self._announce(failure(error))
-
     # the way to the browser and back
-
-    def _submit(self, job: Callable[[Ticket], None], patience_seconds: float, asking: bool = False) -> None:
-        ticket = self._worker.submit(job, patience_seconds, asking)
-        with self._lock, self.hold_sync():
-            if not ticket.ended:
-                self._announce(busy("Working …", asking=asking))
-
-    def _announce(self, status: dict) -> None:
-        self.asked, self.acknowledged, self.status = self._sent, self._ack, status
-
-    def _tell(self, ticket: Ticket, status: dict) -> None:
-        with self._lock:
-            ticket.check()
-            self.status = status
 
     def _heard(self, _: "Explorer", message: dict, buffers: list) -> None:
         match message["kind"]:
@@ -288,6 +206,8 @@ class Explorer(Stepped):
                 self.refresh()
             case "cancel":
                 self.cancel()
+            case "explain":
+                self.explain(message["token"])
             case "ask":
                 self.ask(message["question"])
 
@@ -295,25 +215,30 @@ class Explorer(Stepped):
         self.refresh()
 
     def close(self) -> None:
-        """Stop the worker and leave the notebook."""
+        """Stop the workers and leave the notebook."""
         if self._shell is not None:
             self._shell.events.unregister("post_run_cell", self._after_cell)
             self._shell = None
-        for worker in self._workers:
-            worker.close()
         super().close()
 
     # taking it away
 
     def to_dataframe(self) -> "pandas.DataFrame":
-        """One row a policy, layer and head: budget, prefill and the figures, at the end of the text."""
+        """One row a run, layer and head: budget, prefill and the figures, at the end of the text.
+
+        `regret` is empty where the optimum of this budget is not known; `attrs["regret"]` of the frame says so.
+        """
         import pandas  # a third of a second that opening the Explorer need not wait for
 
-        return pandas.DataFrame(rows(*self._settled(), self.trace, self._recall()))
+        picture = self._settled()
+        frame = pandas.DataFrame(rows(picture.choice, self.trace, *self._figured(picture, self._recall())))
+        if picture.optimum is None:
+            frame.attrs["regret"] = "regret is empty: the optimum is not known; show(oracle=True) computes it"
+        return frame
 
     def to_html(self, path: str | Path) -> Path:
         """Write the present view, with map, text, figures and every budget at hand, as one file that opens offline."""
-        choice, _ = self._settled()
+        choice = self._settled().choice
         path = Path(path)
         path.write_text(view_page(choice, self.step, self.replays, self._recall()), encoding="utf-8")
         return path
@@ -322,27 +247,18 @@ class Explorer(Stepped):
         data, metadata = super()._repr_mimebundle_(**options)
         if self._shown:
             data["text/plain"] = f"{self!r}\n{as_text(self.figures)}"
-            data["image/png"] = still(self._runs(*self._shown))
+            data["image/png"] = still(self._runs(self._shown), sides="".join(side for side, *_ in self._shown.sides))
         return data, metadata
 
     # helpers
 
-    def _settled(self) -> tuple[Choice, tuple[Tensor, ...]]:
+    def _settled(self) -> Picture:
         self.wait()
         if self._error is not None:
             raise self._error
         if self._shown is None:
             raise ValueError("nothing is shown yet, since the first replay was cancelled; use show()")
         return self._shown
-
-    def _recall(self, check: Callable[[], None] = lambda: None, layer: int | None = None) -> Recall:
-        if self._received is None:
-            self._received = Received(self.trace)
-        return recall_in_steps(self._received, check, layer)
-
-    def _runs(self, choice: Choice, expiries: tuple[Tensor, ...]) -> list[Run]:
-        pairs = zip(choice.policies, expiries, strict=True)
-        return [Run.of(f"{p!r}, budget {choice.budget}", choice.heads_of(self.trace, expiry)) for p, expiry in pairs]
 
     def _code(self, choice: Choice) -> str:
         names = self._shell.user_ns if self._shell is not None else {}

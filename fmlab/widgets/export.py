@@ -35,33 +35,38 @@ def map_fragment(
     budget: int | None = None,
     step: int | None = None,
     mode: str = "pair",
+    optimum: Sequence[Drawn] = (),
+    oracle: bool = False,
 ) -> str:
     """An HTML fragment with the map and the text, linked, for any page; it works from a file, offline.
 
     The reader chooses among the policies and budgets of `maps`; the first is shown at first, at `budget`, beside the
-    policy `against`. It follows the system's light or dark theme. Raises ValueError where maps and tokens do not fit.
+    policy `against`. `optimum` are the runs that can be shown under them, at the budgets they have; `oracle` whether
+    they are at first. It follows the system's light or dark theme. Raises ValueError where maps and tokens do not fit.
     """
     if not maps:
         raise ValueError("no maps; give one Drawn at least")
-    blocks, offset, runs = [], 0, []
-    for drawn in maps:
+    blocks, offset = [], 0
+
+    def entry(drawn: Drawn) -> dict:
+        nonlocal offset
         run = Run.of(f"{drawn.policy}, budget {drawn.budget}", drawn.expiry)
         check_runs([run], tokens)
         (header,), block = encode([run])
-        runs.append({
-            "policy": drawn.policy, "budget": drawn.budget, "figures": dict(drawn.figures),
-            "headers": [header | {"offset": offset}],
-        })  # fmt: skip
+        header = header | {"offset": offset}
         blocks.append(block)
         offset += len(block)
+        return {"policy": drawn.policy, "budget": drawn.budget, "figures": dict(drawn.figures), "headers": [header]}
+
+    runs, best = [entry(drawn) for drawn in maps], [entry(drawn) for drawn in optimum]
     if against is not None and against not in (drawn_policies := sorted({drawn.policy for drawn in maps})):
         raise ValueError(f"against={against!r} is not drawn; give one of {', '.join(drawn_policies)}")
     start = {
         "a": maps[0].policy, "b": against, "budget": maps[0].budget if budget is None else budget,
-        "step": len(tokens) - 1 if step is None else step, "mode": mode,
+        "step": len(tokens) - 1 if step is None else step, "mode": mode, "oracle": oracle,
     }  # fmt: skip
     payload = {
-        "tokens": list(tokens), "runs": runs, "title": title, "caption": caption, "source": source, "start": start,
+        "tokens": list(tokens), "runs": runs, "optimum": best, "title": title, "caption": caption, "source": source, "start": start,
         "figuresCaption": figures_caption, "data": base64.b64encode(b"".join(blocks)).decode(),
     }  # fmt: skip
     return (

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from .wire import Run
 
 GONE = (227, 227, 227)
-SIDES = ((0, 114, 178), (213, 94, 0))  # Okabe and Ito's blue and vermilion
+SIDES = {"a": (0, 114, 178), "b": (213, 94, 0), "o": (0, 158, 115)}  # Okabe and Ito's blue, vermilion, green
 GAP_PIXELS = 16
 
 
-def still(runs: Sequence[Run], side_pixels: int = 360) -> bytes:
-    """The maps of one or two runs side by side: rows are tokens, columns steps, white where not read yet."""
-    panels = [_panel(run, colour, side_pixels) for run, colour in zip(runs, SIDES, strict=False)]
+def still(runs: Sequence[Run], side_pixels: int = 360, sides: str = "abo") -> bytes:
+    """The maps of some runs side by side, each in the colour of its side: rows are tokens, columns steps, white where not read yet."""
+    panels = [
+        _panel(run, colour, side_pixels) for run, colour in zip(runs, (SIDES[side] for side in sides), strict=False)
+    ]
     gap = b"\xff" * 3 * GAP_PIXELS
     lines = [gap.join(bytes(panel[y].flatten().tolist()) for panel in panels) for y in range(side_pixels)]
     return png(lines)

@@ -1,4 +1,4 @@
-"""The figures beside the map: retention by third, attention-mass recall, entries held and their bytes."""
+"""The figures beside the map: retention by third, mass recall, regret, entries held and bytes; and those of each head."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,10 +7,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..metrics import Received, mass_recall, present, thirds
+from ..replays import Recall
 from ..trace import Trace
 from .choice import Choice
 
-PENDING = "…"
+PENDING, UNKNOWN = "…", "–"
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,15 @@ class Figure:
     text: Callable[[float], str]
     share: bool = False
     total: bool = False
+    worst: bool = False  # the worst head, not the mean
 
 
 def _percent(value: float) -> str:
     return f"{value:.1%}"
+
+
+def _regret(value: float) -> str:
+    return f"{round(value, 3) + 0:.3f}"  # rounding may leave it a little below 0
 
 
 def _nbytes(value: float) -> str:
@@ -45,24 +51,25 @@ FIGURES = (
         "{:.3f}".format,
         True,
     ),
+    Figure(
+        "regret", "Regret", "Mass recall of the exact optimum at this budget minus that of the run", "{:.3f}".format
+    ),
+    Figure("regret", "Regret, worst head", "The largest regret among the chosen heads", _regret, worst=True),
     Figure("held_entries", "Entries held a head", "Held by a KV head after the last step, mean", "{:,.0f}".format),
     Figure("held_nbytes", "KV bytes held", "By the chosen heads, in the precision of the trace", _nbytes, total=True),
 )
+COLUMNS = tuple(dict.fromkeys(figure.column for figure in FIGURES))
+HOW_TO_REGRET = "switch on “Optimum”"
 
 
-Recall = Callable[[Int[Tensor, "layers kv_heads tokens"]], Float[Tensor, "layers kv_heads"]]
-
-
-def recall_in_steps(received: Received, check: Callable[[], None] = lambda: None, layer: int | None = None) -> Recall:
+def recall_in_steps(received: Received, check: Callable[[], None] = lambda: None) -> Recall:
     """Mass recall that a reader need not wait for: from the look-up where there is one, else layer by layer.
 
-    `check` is called between layers and may raise to stop. With `layer`, others are left NaN where that saves time.
+    `check` is called between layers and may raise to stop.
     """
 
     def one_layer(expiry: Tensor, at: int) -> Tensor:
         trace = received.trace
-        if layer not in (None, trace.layers[at]):
-            return expiry.new_full((1, trace.kv_heads), 0).double() * float("nan")
         check()
         return mass_recall(trace.layer(at), expiry[at : at + 1])
 
@@ -77,22 +84,35 @@ def recall_in_steps(received: Received, check: Callable[[], None] = lambda: None
     return recall
 
 
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A run as the figures take it: the side it is drawn on (a, b, o), its label, its expiry, and its mass recall, or
+    None until that is measured."""
+
+    side: str
+    label: str
+    expiry: Int[Tensor, "layers kv_heads tokens"]
+    recall: Float[Tensor, "layers kv_heads"] | None = None
+
+
 def figures_of(
-    trace: Trace, expiry: Int[Tensor, "layers kv_heads tokens"], recall: Recall | None
+    trace: Trace, run: Shown, best: Float[Tensor, "layers kv_heads"] | None = None
 ) -> dict[str, Float[Tensor, "layers kv_heads"]]:
-    """Every figure of a run, by column. Without `recall` the mass recall, which may take seconds, is left out."""
-    held = present(expiry, 0, len(trace)) * len(trace)
+    """Every figure of a run that is known, by column. `best` is the mass recall of the optimum, if that is known."""
+    held = present(run.expiry, 0, len(trace)) * len(trace)
     figures = {"held_entries": held, "held_nbytes": held * _entry_nbytes(trace)}
     if len(trace) >= 3:
-        figures |= dict(zip(("early_held", "middle_held", "late_held"), thirds(expiry), strict=True))
-    if recall is not None:
-        figures["mass_recall"] = recall(expiry)
+        figures |= dict(zip(("early_held", "middle_held", "late_held"), thirds(run.expiry), strict=True))
+    if run.recall is not None:
+        figures["mass_recall"] = run.recall
+        if best is not None:
+            figures["regret"] = best - run.recall
     return figures
 
 
 def full_cache(trace: Trace, like: dict[str, Tensor]) -> dict[str, Float[Tensor, "layers kv_heads"]]:
-    """The same figures of a run that forgets nothing: every share is one."""
-    ones = {column: values.new_ones(values.shape) for column, values in like.items()}
+    """The same figures of a run that forgets nothing: every share is one. It keeps no budget, so it has no regret."""
+    ones = {column: values.new_ones(values.shape) for column, values in like.items() if column != "regret"}
     held, nbytes = (ones[name] * len(trace) for name in ("held_entries", "held_nbytes"))
     return ones | {"held_entries": held, "held_nbytes": nbytes * _entry_nbytes(trace)}
 
@@ -101,26 +121,53 @@ def _entry_nbytes(trace: Trace) -> int:
     return (trace.keys.shape[-1] + trace.values.shape[-1]) * trace.keys.element_size()
 
 
-def table(trace: Trace, choice: Choice, expiries: Sequence[Tensor], recall: Recall | None) -> dict:
+def table(trace: Trace, choice: Choice, runs: Sequence[Shown], best: Float[Tensor, "layers kv_heads"] | None) -> dict:
     """The table of a choice as the browser draws it: the runs and the full cache, over the chosen heads."""
-    runs = [figures_of(trace, expiry, recall) for expiry in expiries]
-    runs.append(full_cache(trace, runs[0]))
-    columns = [{"side": side, "label": repr(policy)} for side, policy in zip("ab", choice.policies, strict=False)]
+    known = [figures_of(trace, run, best) for run in runs]
+    known.append(full_cache(trace, known[0]))
+    columns = [{"side": run.side, "label": run.label} for run in runs] + [{"side": None, "label": "full cache"}]
     rows = []
     for figure in FIGURES:
-        if figure.column in runs[0]:
-            chosen = [choice.heads_of(trace, run[figure.column]) for run in runs]
-            values = [float(value.sum() if figure.total else value.mean()) for value in chosen]
-            cells = [{"text": figure.text(v), "share": v if figure.share else None} for v in values]
-        elif figure.column == "mass_recall":
-            cells = [{"text": PENDING, "share": None} for _ in runs]
-        else:
-            continue
-        for cell in cells[-1:]:
-            cell["share"] = None  # the full cache is the measure, not a run
-        rows.append({"name": figure.name, "help": figure.help, "cells": cells})
+        cells = [_cell(trace, choice, figure, figures, best) for figures in known]
+        cells[-1]["share"] = None  # the full cache is the measure, not a run
+        name = figure.name
+        if figure.column == "regret":
+            if figure.worst and (best is None or choice.heads_of(trace, best).numel() == 1):
+                continue
+            if best is None:
+                name = f"{name} ({HOW_TO_REGRET})"
+            cells[-1]["text"] = UNKNOWN
+        if len(trace) >= 3 or not figure.column.endswith("_held"):
+            rows.append({"name": name, "help": figure.help, "cells": cells})
     caption = f"At the end of the text, budget {choice.budget}, {choice.where(trace)}"
-    return {"caption": caption, "columns": [*columns, {"side": None, "label": "full cache"}], "rows": rows}
+    return {"caption": caption, "columns": columns, "rows": rows}
+
+
+def _cell(trace: Trace, choice: Choice, figure: Figure, figures: dict[str, Tensor], best: Tensor | None) -> dict:
+    if figure.column not in figures:
+        pending = figure.column == "mass_recall" or best is not None
+        return {"text": PENDING if pending else UNKNOWN, "share": None}
+    chosen = choice.heads_of(trace, figures[figure.column])
+    value = float(chosen.sum() if figure.total else chosen.max() if figure.worst else chosen.mean())
+    return {"text": figure.text(value), "share": value if figure.share else None}
+
+
+def head_table(trace: Trace, runs: Sequence[Shown], best: Float[Tensor, "layers kv_heads"] | None) -> dict:
+    """Mass recall and, where it is known, regret of every head, for the map of heads."""
+
+    def plain(values: Tensor | None) -> list | None:
+        return None if values is None else [[round(v, 4) for v in line] for line in values.tolist()]
+
+    found = [
+        {
+            "side": run.side,
+            "label": run.label,
+            "mass_recall": plain(run.recall),
+            "regret": plain(None if best is None or run.recall is None else best - run.recall),
+        }
+        for run in runs
+    ]
+    return {"layers": list(trace.layers), "kv_heads": trace.kv_heads, "runs": found, "how": HOW_TO_REGRET}
 
 
 def as_text(figures: dict) -> str:

@@ -121,7 +121,8 @@ def page(opened_tour):
     page, errors = opened_tour
     errors.clear()
     page.set_viewport_size(VIEWPORT)
-    harness.execute(page, "view.show(fm.policies.H2O(), against=None, budget=96, step=709, mode='pair').wait()")
+    start = "against=None, budget=96, layer=None, head=None, step=709, mode='pair', oracle=False"
+    harness.execute(page, f"view.explain(None).show(fm.policies.H2O(), {start}).wait()")
     page.wait_for_function("() => document.querySelector('.fm-map-title').textContent === 'H2O(recent=0.5), budget 96'")
     page.locator(".fm-over").first.focus()
     page.keyboard.press("Escape")

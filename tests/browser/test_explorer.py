@@ -199,7 +199,107 @@ def test_two_policies_side_by_side_and_their_difference(page, screenshot):
     screenshot(page, "explorer-difference")
     pick(page, "b", "compare with …")
     page.wait_for_function("() => document.querySelectorAll('.fm-figures thead th').length === 2")
-    assert page.locator(".fm-segments").is_hidden()
+    assert page.locator(".fm-view-bar .fm-segments").is_hidden()
+
+
+def test_the_optimum_is_a_third_row(page, screenshot):
+    assert page.locator(".fm-map:not([hidden])").count() == 1
+    page.get_by_role("checkbox", name="Optimum").check()
+    await_label(page, "optimum, budget 96", at=2)
+    assert page.locator(".fm-map:not([hidden])").count() == page.locator(".fm-text-box:not([hidden])").count() == 2
+    page.wait_for_timeout(500)
+    assert struck(page, 1) == int(harness.execute(page, "print(int((view.optimum <= 709).all(0).all(0).sum()))"))
+    page.locator(TEXT).nth(1).locator("span").nth(40).hover()
+    assert "the optimum holds it in" in page.locator(".fm-readout").inner_text()
+    assert "Regret, worst head" in page.locator(".fm-figures").inner_text()
+    pick(page, "b", "TOVA")
+    await_label(page, "TOVA(), budget 96", at=1)
+    page.locator(".fmlab").scroll_into_view_if_needed()
+    page.set_viewport_size({"width": 1400, "height": 1900})
+    screenshot(page, "explorer-optimum")
+    before = picture(page, 2)
+    page.locator(BUDGET).focus()
+    page.keyboard.press("ArrowRight")
+    await_label(page, "optimum, budget 128", at=2)
+    assert picture(page, 2) != before
+    box = page.locator(".fm-budget-box")
+    box.fill("100")  # not at hand: computed beside the picture, which does not wait
+    box.press("Enter")
+    page.locator(".fm-solving").wait_for()
+    page.wait_for_function("() => document.querySelector('.fm-status').textContent.includes('Computing the optimum')")
+    assert page.locator(".fmlab").get_attribute("data-state") == "solving"
+    await_label(page, "H2O(recent=0.5), budget 100")
+    screenshot(page, "explorer-solving")
+    await_label(page, "optimum, budget 100", at=2)
+    assert harness.execute(page, "print(view.replays.has_oracle(100))").strip() == "True"
+    box.fill("101")
+    box.press("Enter")
+    page.wait_for_function("() => document.querySelector('.fm-status').textContent.includes('Computing the optimum')")
+    page.locator(".fm-cancel").click()
+    page.wait_for_function("() => !document.querySelector('.fm-oracle').checked")
+    assert page.locator(".fm-solving").is_hidden() and page.locator(".fm-map").nth(2).is_hidden()
+
+
+def test_a_head_is_picked_from_the_map_of_heads(page, screenshot):
+    grid = page.locator(".fm-head-grid").first
+    assert grid.get_attribute("aria-label") == "H2O(recent=0.5): Mass recall of each head"
+    assert grid.locator(".fm-head").count() == 15
+    cell = grid.get_by_role("gridcell", name="Layer 15, KV head 1:")
+    pixels = picture(page)
+    cell.click()
+    page.wait_for_function("(before) => document.querySelector('.fm-base').toDataURL() !== before", arg=pixels)
+    assert harness.execute(page, "print(view.choice.layer, view.choice.head)").split() == ["15", "1"]
+    page.locator(".fm-head[aria-selected=true]").wait_for()
+    assert cell.get_attribute("aria-selected") == "true"
+    assert "layer 15, KV head 1" in page.locator(".fm-figures caption").inner_text()
+    before = cells(page)
+    cell.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("a")  # a command of the notebook
+    assert cells(page) == before
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith(
+        "H2O(recent=0.5), Layer 22, KV head 2"
+    )
+    page.keyboard.press("Enter")
+    page.wait_for_function(
+        "() => document.querySelector('.fm-figures caption').textContent.includes('layer 22, KV head 2')"
+    )
+    page.wait_for_function("() => document.querySelector('.fm-head[aria-selected=true]')?.dataset.place === 'a-2-3'")
+    assert page.evaluate("document.activeElement.dataset.place") == "a-2-3"  # the focus survives the redrawing
+    page.get_by_text("Regret", exact=True).first.click()
+    assert page.locator(".fm-head-grid").first.get_attribute("aria-label") == "H2O(recent=0.5): Regret of each head"
+    page.get_by_role("button", name="Mean of all").click()
+    page.wait_for_function(
+        "() => document.querySelector('.fm-figures caption').textContent.includes('5 layers, 3 KV heads')"
+    )
+    page.wait_for_function("() => !document.querySelector('.fm-head[aria-selected=true]')")
+    page.get_by_text("Mass recall", exact=True).first.click()
+
+
+def test_a_token_says_why_it_was_evicted(page, screenshot):
+    hint = page.locator(".fm-reason-body").inner_text()
+    assert hint.startswith("Click a token")
+    page.locator(TEXT).locator("span").nth(120).click()
+    page.locator(".fm-reason").wait_for()
+    title = page.locator(".fm-reasons .fm-section-title")
+    assert title.inner_text().startswith("Why was token 120 ")
+    told = harness.execute(page, "print(fm.why(view.trace, view.choice.policy, 96, 120).rows()[0]['step'])").strip()
+    assert page.locator(".fm-reason-table tbody tr").first.locator("td").nth(1).inner_text() == told
+    assert "of 15 heads" in page.locator(".fm-reason-words").inner_text()
+    page.locator(".fm-insight").scroll_into_view_if_needed()
+    screenshot(page, "explorer-why")
+    page.locator(".fm-head").first.click()
+    page.wait_for_function("() => document.querySelector('.fm-reason-words').textContent.includes('is below the cut')")
+    assert page.locator(".fm-reason-table").count() == 0
+    page.locator(MAP).focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_function(
+        "() => document.querySelector('.fm-reasons .fm-section-title').textContent.includes('token 121')"
+    )
+    page.keyboard.press("Escape")
+    page.wait_for_function("() => document.querySelector('.fm-reason-body').textContent.startsWith('Click a token')")
 
 
 def test_dark_and_light(page, screenshot):
@@ -253,6 +353,12 @@ view
     for token in (0, 1, 3, 6):
         page.locator(TEXT).locator("span").nth(token).hover()
         assert MARKUP[token].strip() in page.locator(".fm-readout").inner_text()
+        page.locator(TEXT).locator("span").nth(token).click()
+        title = page.locator(".fm-reasons .fm-section-title")
+        page.wait_for_function(
+            "(at) => document.querySelector('.fm-reasons').textContent.includes(`token ${at} `)", arg=token
+        )
+        assert MARKUP[token].strip() in title.inner_text() and title.locator("*").count() == 0
     assert page.locator(".fm-readout *").count() == 0
     assert page.evaluate("window.hacked") is None
     screenshot(page, "explorer-markup")
@@ -401,7 +507,7 @@ def test_the_copied_code_runs_and_gives_the_same(notebook, cell):
     check = "print(expiry.equal(view.expiries[0]), expiry_against.equal(view.expiries[1]))"
     assert harness.execute(page, check).split() == ["True", "True"]
     titles = page.locator(".fm-map-title").all_inner_texts()
-    assert titles[:2] == titles[2:4]
+    assert titles[:3] == titles[3:6]
     assert len(set(page.locator(".fm-step-label").all_inner_texts())) == 1
 
 
@@ -446,6 +552,12 @@ def test_the_written_page_opens_from_a_file_without_a_network(lab, page, new_pag
             "A H2O(recent=0.5), budget 96",
             "B TOVA(), budget 96",
         ]
+        alone.get_by_role("checkbox", name="Optimum").check()
+        assert alone.locator(".fm-map-title").nth(2).inner_text().startswith("O optimum, budget 96")
+        assert "Regret" in alone.locator(".fm-figures").inner_text()
+        assert alone.locator(".fm-figures thead").inner_text().split() == ["A", "B", "O"]
+        alone.get_by_role("checkbox", name="Optimum").uncheck()
+        assert alone.locator(".fm-map:not([hidden])").count() == 2
         before, pixels = struck(alone), picture(alone)
         alone.locator(BUDGET).focus()
         alone.keyboard.press("PageUp")
@@ -466,7 +578,7 @@ def test_the_map_alone_is_a_widget(notebook):
         "runs = {name: fm.replay(trace, policy, 12) for name, policy in policies.items()}\n"
         "shown = RetentionMap(trace.tokens, runs)\nshown"
     )
-    assert page.locator(".fm-map-title").all_inner_texts() == ["A live", "B window"]
+    assert page.locator(".fm-map:not([hidden]) .fm-map-title").all_inner_texts() == ["A live", "B window"]
     page.locator(MAP).first.focus()
     page.keyboard.press("Home")
     await_step(page, 0)

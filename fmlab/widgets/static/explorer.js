@@ -1,4 +1,6 @@
 // The Explorer: controls, the linked view, figures beside it, and the live model's answers.
+const HEADS_MS = 60;
+
 class Explorer {
   constructor(model, root) {
     this.model = model;
@@ -9,7 +11,7 @@ class Explorer {
     root.classList.add("fmlab");
     keepKeys(root);
     this.build();
-    this.view = new RetentionView(this.viewBox, (change) => this.moved(change));
+    this.view = new RetentionView(this.viewBox, (change) => this.moved(change), true);
     this.view.setTokens(model.get("tokens"));
     this.view.setStep(model.get("go").step, false);
     this.listen();
@@ -17,6 +19,7 @@ class Explorer {
     this.showFrame();
     this.showStatus();
     this.showAnswers();
+    this.showReasons();
   }
 
   send(kind, content = {}) {
@@ -33,10 +36,15 @@ class Explorer {
       this[name] = select;
       return labelled(words, select);
     };
+    this.oracle = h("input", { type: "checkbox", class: "fm-oracle", onchange: () => this.choose({ oracle: this.oracle.checked }) });
+    const optimum = labelled("Optimum", this.oracle, null, "The exact best that any run could have kept at this budget, in hindsight; it may take seconds");
     const heads = h("div", { class: "fm-heads" }, pick("layer", "Layer"), pick("head", "Head"), pick("prefill", "Prefill"));
+    this.budget.element.append(optimum);
     this.status = h("div", { class: "fm-status", role: "status" });
     this.viewBox = h("div", { class: "fm-view" });
     this.figures = h("div", { class: "fm-figures" });
+    this.heads = new HeadMap((layer, head) => this.choose({ layer, head }));
+    this.reasons = new Reasons((token) => this.explain(token));
     this.root.append(
       h("div", { class: "fm-header" },
         h("div", {}, h("div", { class: "fm-title", role: "heading", "aria-level": "2" }, "What the memory keeps"),
@@ -44,6 +52,7 @@ class Explorer {
         h("div", { class: "fm-source" }, about.source)),
       h("div", { class: "fm-controls" }, this.pickers[0].element, this.pickers[1].element, this.budget.element, heads),
       this.status, this.viewBox,
+      h("div", { class: "fm-below fm-insight" }, this.heads.element, this.reasons.element),
       h("div", { class: "fm-below" }, this.figures, this.buildAsk()),
       this.buildCode(),
     );
@@ -92,7 +101,7 @@ class Explorer {
 
   listen() {
     const handlers = {
-      "change:catalogue": () => this.showChoice(), "change:frame": () => this.frameSoon(), "change:data": () => this.frameSoon(), "change:figures": () => this.showFigures(), "change:status": () => this.showStatus(),
+      "change:catalogue": () => this.showChoice(), "change:frame": () => this.frameSoon(), "change:data": () => this.frameSoon(), "change:figures": () => this.showFigures(), "change:heads": () => this.showHeads(), "change:reasons": () => this.showReasons(), "change:status": () => this.showStatus(),
       "change:answers": () => this.showAnswers(), "change:code": () => this.showCode(),
       "change:acknowledged": () => this.settle(),
       "change:asked": () => this.adopt(),
@@ -144,10 +153,29 @@ class Explorer {
 
   moved(change) {
     if ("mode" in change) this.choose({ mode: change.mode });
+    if ("explain" in change) this.explain(change.explain);
     if ("step" in change) {
       clearTimeout(this.stepTimer);
       this.stepTimer = setTimeout(() => this.send("step", { step: change.step }), 200);
     }
+  }
+
+  explain(token) {
+    if (token === null && (this.model.get("reasons").token ?? null) === null) return;
+    this.send("explain", { token });
+  }
+
+  // A little later, and once for a choice and its figures: hundreds of heads must not hold up the map.
+  showHeads() {
+    clearTimeout(this.headsTimer);
+    this.headsTimer = setTimeout(() => this.heads.show(this.model.get("heads"), this.choice), HEADS_MS);
+  }
+
+  showReasons() {
+    const reasons = this.model.get("reasons"), token = reasons.token ?? null;
+    this.reasons.show(reasons, this.model.get("tokens"));
+    if (token !== null && token !== this.explained && token !== this.view.pinned) this.view.pin(token);  // asked for from Python
+    this.explained = token;
   }
 
   showChoice() {
@@ -161,6 +189,8 @@ class Explorer {
     const prefills = about.prefills.some(([value]) => value === String(choice.prefill))
       ? about.prefills : [...about.prefills, [String(choice.prefill), `first ${choice.prefill} tokens as one call`]];
     options(this.prefill, prefills, String(choice.prefill));
+    this.oracle.checked = choice.oracle;
+    this.showHeads();
     this.view?.setMode(choice.mode);
   }
 
@@ -168,7 +198,8 @@ class Explorer {
     const frame = this.model.get("frame");
     if (!frame.runs) return;
     const data = this.model.get("data");
-    this.view.setRuns(frame.runs.map((header) => new Run(header, data)));
+    const words = frame.solving ? "The optimum at this budget is being computed; its map and text will appear here." : "";
+    this.view.setRuns(frame.runs.map((header) => new Run(header, data)), frame.optimum ? new Run(frame.optimum, data) : null, words);
     this.showFigures();
   }
 
@@ -192,7 +223,7 @@ class Explorer {
     this.root.dataset.state = state;
     this.viewBox.setAttribute("aria-busy", state === "busy");
     this.askButton.disabled = state === "asking";
-    const parts = [], working = state === "busy" || state === "asking";
+    const parts = [], working = ["busy", "asking", "solving"].includes(state);
     if (working) {
       parts.push(h("progress", { class: "fm-progress", max: "1", value: share ?? undefined, "aria-label": "Progress" }), h("span", { class: "fm-status-text" }, text),
         h("button", { type: "button", class: "fm-button fm-cancel", onclick: () => this.send("cancel") }, "Cancel"));
@@ -225,6 +256,7 @@ class Explorer {
     this.view.stop();
     clearTimeout(this.stepTimer);
     clearTimeout(this.patience);
+    clearTimeout(this.headsTimer);
     this.forget();
   }
 }

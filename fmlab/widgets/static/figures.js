@@ -1,7 +1,7 @@
 // A small plain table of figures; shares carry a thin bar.
 function figureTable(figures) {
-  const cell = (value) => {
-    const td = h("td", {}, h("span", {}, value.text));
+  const cell = (value, at) => {
+    const td = h("td", { "data-side": figures.columns[at]?.side }, h("span", {}, value.text));
     if (value.share !== null && value.share !== undefined) {
       const bar = h("span", { class: "fm-bar", "aria-hidden": "true" });
       bar.style.setProperty("--share", value.share);

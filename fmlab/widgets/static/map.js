@@ -123,7 +123,7 @@ class RetentionCanvas {
     this.over.setPointerCapture(event.pointerId);
     const { token, step } = this.at(event);
     this.view.setStep(step);
-    this.view.pin(token);
+    this.view.choose(token);
     event.preventDefault();
   }
 

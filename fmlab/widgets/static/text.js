@@ -141,7 +141,7 @@ class TokenText {
   }
 
   click(event) {
-    if (event.target.index !== undefined) this.view.pin(event.target.index, "text");
+    if (event.target.index !== undefined) this.view.choose(event.target.index, "text");
   }
 
   key(event) {
@@ -149,8 +149,12 @@ class TokenText {
     if (move !== undefined && !event.ctrlKey && !event.metaKey && !event.altKey) {
       event.preventDefault();
       this.view.pin(clamp((this.view.pinned ?? this.view.step) + move, 0, this.view.n - 1));
+    } else if (event.key === "Enter") {
+      event.preventDefault();
+      this.view.choose(this.view.token ?? this.view.step, "text");
     } else if (event.key === "Escape") {
       this.view.pin(null);
+      this.view.explain(null);
     }
   }
 }

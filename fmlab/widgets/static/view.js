@@ -1,23 +1,27 @@
-// Map and text of one or two runs, sharing one step, one token in hand and one zoom.
-const COLOURS = ["empty", "gone", "a", "b", "both", "mark", "ink"];
+// Map and text of one or two runs, and of the optimum under them, sharing one step, one token in hand and one zoom.
+const COLOURS = ["empty", "gone", "a", "b", "o", "both", "mark", "ink"];
 const PLAY_SECONDS = 12;
 const KEYS = [  // in the map; the text and the step slider know the arrows too
   ["← →", "one step back or on (with Shift ten)"], ["↑ ↓", "one token up or down"], ["Page Up, Page Down", "a tenth of the text"],
   ["Home, End", "first or last step"], ["+ −", "zoom; so does the wheel in a focused map, or with Ctrl"], ["0, Escape", "whole map, no token"],
 ];
+const KEY_OF_REASON = ["Enter", "why the token in hand was evicted"];
 
 class RetentionView {
-  // changed({step, mode}) is called when the reader, not the caller, moved the step or changed the mode.
-  constructor(root, changed = () => {}) {
+  // changed({step, mode, explain}) is called when the reader, not the caller, moved the step, changed the mode, or, where
+  // `explains`, chose a token to be told why it was evicted.
+  constructor(root, changed = () => {}, explains = false) {
     this.root = root;
     this.changed = changed;
+    this.explains = explains;
     this.n = 0;
     this.step = 0;
     this.hovered = this.hoveredStep = this.pinned = null;
     this.mode = "pair";
     this.runs = [];
-    this.maps = [new RetentionCanvas(this), new RetentionCanvas(this)];
-    this.texts = [new TokenText(this), new TokenText(this)];
+    this.optimum = null;
+    this.maps = [0, 1, 2].map(() => new RetentionCanvas(this));
+    this.texts = [0, 1, 2].map(() => new TokenText(this));
     this.palette = new Palette(root, COLOURS);
     this.build();
     watchTheme(root, () => this.repaint());
@@ -34,10 +38,13 @@ class RetentionView {
     this.zoomBox = h("div", { class: "fm-zoom", role: "group", "aria-label": "Zoom" },
       button("−", "Zoom out", () => this.zoomHere(1.5)), button("+", "Zoom in", () => this.zoomHere(1 / 1.5)),
       button("Whole", "Show the whole map", () => this.reset()));
-    this.help = h("details", { class: "fm-help" }, h("summary", {}, "Keys"), h("dl", {}, ...KEYS.flatMap(([keys, does]) =>
+    this.help = h("details", { class: "fm-help" }, h("summary", {}, "Keys"), h("dl", {}, ...[...KEYS, ...(this.explains ? [KEY_OF_REASON] : [])].flatMap(([keys, does]) =>
       [h("dt", {}, keys), h("dd", {}, does)])));
     this.legend = h("div", { class: "fm-legend", role: "list", "aria-label": "Legend" });
-    this.stage = h("div", { class: "fm-stage" }, this.maps[0].element, this.maps[1].element, this.texts[0].element, this.texts[1].element);
+    this.solving = h("div", { class: "fm-solving", hidden: true });
+    const [mapA, mapB, mapO] = this.maps, [textA, textB, textO] = this.texts;
+    for (const third of [mapO, textO]) third.element.classList.add("fm-third");
+    this.stage = h("div", { class: "fm-stage" }, ...[mapA, mapB, textA, textB].map((part) => part.element), this.solving, mapO.element, textO.element);
     this.play = h("button", { type: "button", class: "fm-play", title: "Play the reading", "aria-label": "Play the reading", onclick: () => this.togglePlay() }, "▶");
     this.slider = h("input", {
       type: "range", class: "fm-step", min: "0", value: "0", "aria-label": "Step",
@@ -74,9 +81,12 @@ class RetentionView {
     return { i0: 0, i1: this.n, t0: 0, t1: this.n };
   }
 
-  // One run, or two that are compared.
-  setRuns(runs) {
+  // One run, or two that are compared; and the optimum, if it is known, or words in its place.
+  setRuns(runs, optimum = null, words = "") {
     this.runs = runs;
+    this.optimum = optimum;
+    this.solving.textContent = words;
+    this.solving.hidden = !words;
     this.pairing = runs.length === 2 ? new Pairing(runs[0], runs[1]) : null;
     this.arrange();
   }
@@ -96,6 +106,12 @@ class RetentionView {
       this.maps[k].show(source, [...source.badges(), source.label]);
       this.texts[k].show(source, source.badges());
     });
+    this.maps[2].element.hidden = this.texts[2].element.hidden = !this.optimum;
+    this.root.dataset.optimum = this.optimum ? "yes" : "no";
+    if (this.optimum) {
+      this.maps[2].show({ kind: "run", run: this.optimum, side: "o" }, [badge("o"), " ", this.optimum.label, h("span", { class: "fm-aside" }, " · the best in hindsight")]);
+      this.texts[2].show({ kind: "run", run: this.optimum, side: "o", label: this.optimum.label }, [badge("o"), " "]);
+    }
     this.drawLegend(difference);
     this.moved();
     this.root.dataset.seq = Number(this.root.dataset.seq ?? 0) + 1;
@@ -180,6 +196,16 @@ class RetentionView {
     this.moved();
   }
 
+  choose(token, from = "map") {
+    this.pin(token, from);
+    this.explain(token);
+  }
+
+  // The reader wants to know why this token was evicted.
+  explain(token) {
+    if (this.explains) this.changed({ explain: token });
+  }
+
   // Everything that shows the step or the token in hand and costs nothing.
   moved() {
     this.maps.forEach((map) => map.mark());
@@ -195,9 +221,9 @@ class RetentionView {
     const i = this.token, t = this.hoveredStep ?? this.step;
     if (i === null) return `Step ${t} reads ${quoted(this.tokens[t])}. Point at the map or the text to follow one token.`;
     if (t < i) return `Token ${i} ${quoted(this.tokens[i])} is read at step ${i}; step ${t} comes before it.`;
-    const parts = this.runs.map((run, k) => {
+    const parts = [...this.runs, ...(this.optimum ? [this.optimum] : [])].map((run, k) => {
       const held = run.holders(i, t), [first, last] = run.span(i);
-      const who = this.runs.length === 2 ? `${"AB"[k]} ` : "";
+      const who = run === this.optimum ? "the optimum " : this.runs.length === 2 ? `${"AB"[k]} ` : "";
       const now = run.heads === 1 ? (held ? "holds it" : "has evicted it") : `holds it in ${held} of ${run.heads} heads`;
       const until = (expiry) => (expiry >= run.n ? "the end" : `step ${expiry - 1}`);
       const seen = first === last ? `seen until ${until(last)}` : `seen until ${until(first)} to ${until(last)}`;
@@ -226,6 +252,7 @@ class RetentionView {
   reset() {
     this.frame = this.whole();
     this.pin(null);
+    this.explain(null);
     this.maps.forEach((map) => map.paint());
   }
 
@@ -240,7 +267,7 @@ class RetentionView {
       PageUp: () => step(this.step + page), PageDown: () => step(this.step - page),
       Home: () => step(0), End: () => step(this.n - 1),
       "+": () => this.zoomHere(1 / 1.5), "=": () => this.zoomHere(1 / 1.5), "-": () => this.zoomHere(1.5),
-      0: () => this.reset(), Escape: () => this.reset(),
+      0: () => this.reset(), Escape: () => this.reset(), Enter: () => this.choose(this.token ?? this.step),
     };
     if (!(event.key in keys)) return;
     event.preventDefault();
