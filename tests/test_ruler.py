@@ -300,6 +300,13 @@ def test_rows_make_a_table_that_says_whether_the_question_was_known(tiny, sample
     assert (row["query_aware"], row["policy"], row["budget"]) == (False, None, None)
 
 
+def test_a_row_under_an_allocation_is_plain(tiny, sample):
+    share = fm.policies.Pyramid(40)
+    row = score(tiny, sample, TOVA(), share, max_new_tokens=1).row()
+    assert row["budget"] == repr(share)
+    assert 0 < row["held"] < 1
+
+
 @pytest.mark.real
 def test_smollm2_answers_what_it_keeps_and_what_it_was_asked_before_forgetting(lm):
     found = [score(lm, family(lm, 512, seed)) for family in (ruler.single, ruler.multi_key) for seed in range(3)]
