@@ -27,6 +27,7 @@ _HOMES = {
     "finite": "live",
     "load": "models",
     "oracle": "oracle",
+    "prefill": "forks",
     "record": "record",
     "replay": "trace",
     "sweep": "sweep",

@@ -7,6 +7,7 @@ from html import escape
 import torch
 from torch import Tensor
 
+from .bag import Bag
 from .core import BudgetError, Policy, step
 from .live import finite
 from .masked import masked_logits
@@ -16,7 +17,7 @@ from .record import record
 from .rope import Rope
 from .slots import Slots, split
 from .trace import replay
-from .view import Bag, View
+from .view import View
 
 KNOWN_NEEDS = frozenset({"future", "pre_rope", "output_projection", "second_pass"})
 GROUPS = 3  # query heads a KV head: the case that a policy written for one head a head gets wrong

@@ -50,6 +50,12 @@ class LanguageModel:
             raise ValueError(f"ids run from {low} to {high}, the vocabulary of {self.name} from 0 to {vocabulary - 1}")
         return ids.to(self.model.device, torch.int64)
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end a text, by the model's generation settings; empty where it has none."""
+        ends = self.model.generation_config.eos_token_id
+        return () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
+
     def pieces(self, ids: Iterable | Tensor) -> list[str]:
         """The text of every token, special tokens included; joined they are exactly the decoded text.
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache as once
+from functools import partial
 
 import torch
 from jaxtyping import Int
@@ -13,12 +14,14 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .attach import attached, tag, unreachable
 from .attention import attend, attend_apart
+from .bag import Bag
+from .cast import Cast
 from .core import Allocation, Policy, check_allocation, check_needs
 from .needs import LIVE, Equipment
 from .ragged import Ragged
 from .slots import Meter, Slots
 from .together import Together, Turn
-from .view import Bag, normal_tensors
+from .view import normal_tensors
 
 
 class FiniteLayer(CacheLayerMixin):
@@ -30,6 +33,7 @@ class FiniteLayer(CacheLayerMixin):
         self.slots: Slots | Ragged | None = None
         self.batch = 0
         self.attended = True  # the attention of the last call came back to us
+        self.repeated: Tensor | None = None  # what a second pass told of the text that is being read
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.batch, kv_heads = key_states.shape[:2]
@@ -124,7 +128,14 @@ class FiniteLayer(CacheLayerMixin):
         needs = self.cache.policy.needs
         if not needs:
             return {}
-        return self.cache.equipment.prepared(needs, self.number, lambda: self.slots.staged_new("values"), self.batch)
+        made = self.cache.equipment.prepared(needs, self.number, lambda: self.slots.staged_new("values"), self.batch)
+        return made if self.repeated is None else {**made, "second_pass": lambda: self.repeated}
+
+    def take_over(self, slots: Slots, batch: int) -> None:
+        """Hold what has been chosen elsewhere."""
+        self.slots, self.batch = slots, batch
+        keys = slots.data["keys"]
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
     def get_seq_length(self) -> int:
         return self.slots.seen if self.slots else 0
@@ -143,6 +154,11 @@ class FiniteLayer(CacheLayerMixin):
     def reorder_cache(self, beam_idx: Int[Tensor, " beams"]) -> None:
         rows = torch.arange(len(self.slots.bag), device=self.device).view(self.batch, -1)
         self.slots.take(rows[beam_idx.to(self.device)].flatten())
+
+    def batch_select_indices(self, indices: Int[Tensor, " kept"]) -> None:
+        number = self.slots.bag.sequence.view(self.batch, -1)[:, 0]
+        self.slots.narrow(number[indices.to(number.device)])
+        self.batch = len(indices)
 
     def reset(self) -> None:
         raise NotImplementedError("a finite cache remembers its run; start a new one")
@@ -230,6 +246,24 @@ class FiniteCache(Cache):
         """An independent cache in the same state."""
         with normal_tensors():
             return deepcopy(self)
+
+    def batch_select_indices(self, indices: Int[Tensor, " kept"]) -> None:
+        """Give up all sequences of the batch but these."""
+        super().batch_select_indices(indices)
+        self.together.forget_kin()
+
+    def alone(self, sequence: int) -> "FiniteCache":
+        """An independent cache of one sequence of the batch, under its own policy."""
+        if self.layers[0].batch == 1:
+            return self.copy()
+        policy, own = self.policy, dict
+        if isinstance(policy, Cast):
+            policy, own = policy.policies[sequence], partial(policy.own, sequence)
+        cache = FiniteCache(policy, self.budget, len(self.layers), self._kv_heads, self.query_aware, self.equipment)
+        with normal_tensors():
+            for mine, theirs in zip(cache.layers, self.layers, strict=True):
+                mine.take_over(theirs.slots.alone(sequence, cache.meter, own), 1)
+        return cache
 
     def crop(self, *args) -> None:
         raise NotImplementedError("what a finite cache evicted does not come back; take a copy() before the tokens")

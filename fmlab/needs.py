@@ -43,6 +43,8 @@ class Equipment:
             made["pre_rope"] = lambda: self.rope.to(values().device)
         if "output_projection" in needs:
             made["output_projection"] = lambda: output_norms(values(), self.projections[layer], sequences)
+        if "second_pass" in needs:  # only `fm.prefill` makes one, and what comes now came after the text
+            made["second_pass"] = lambda: torch.ones(values().shape[:2], device=values().device)
         return made
 
 

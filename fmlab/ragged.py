@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
+from .bag import Bag
 from .core import Allocation, BudgetError, Policy, Stats, ask, check_numbers, select
 from .slots import Meter, Slots
-from .view import Bag, View, normal_tensors
+from .view import View, normal_tensors
 
 
 class Part(NamedTuple):

@@ -48,10 +48,8 @@ def read(lm: LanguageModel, cache: Cache, ids: Int[Tensor, " tokens"]) -> Float[
 
 def speak(lm: LanguageModel, cache: Cache, logits: Float[Tensor, " vocabulary"], max_new_tokens: int) -> str:
     """The most likely words, to the end of the turn. The model has read every word it says, but not the turn's end."""
-    ends = lm.model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
     said: list[int] = []
-    while len(said) < max_new_tokens and (token := int(logits.argmax())) not in ends:
+    while len(said) < max_new_tokens and (token := int(logits.argmax())) not in lm.ends:
         said.append(token)
         logits = read(lm, cache, torch.tensor([token], device=logits.device))
     return lm.tokenizer.decode(said).strip()

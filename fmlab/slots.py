@@ -1,6 +1,6 @@
 """What a bag of heads holds: slots that are overwritten rather than gathered, and the expiry of all that ever arrived."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import replace
 from typing import NamedTuple
@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .bag import Bag
 from .core import Policy, Stats, step
-from .view import Bag, View, normal_tensors, ordinary
+from .view import View, normal_tensors, ordinary
 
 NEVER = 1 << 62  # the expiry of an entry that is still held; a power of two, since `pad` passes it as a double
 GROWTH = 64  # slots added at a time while a head is below its budget: one copy in 64 steps
@@ -218,6 +219,49 @@ class Slots:
         """Tell the meter that these slots are no longer used."""
         self.meter.change(-self._counted)
         self._counted = 0
+
+    def narrow(self, sequences: Int[Tensor, " kept"]) -> None:
+        """Give up all sequences but these, in the order given; their numbers stay."""
+        rows = (self.bag.sequence == sequences[:, None]).nonzero()[:, 1]
+        self.take(rows)
+        with normal_tensors():
+            self.bag = self.bag.pick(rows, self.bag.whole)
+            self.limit = self.limit[rows]
+            self.window = None if self.window is None else self.window[rows]
+        self._count()
+
+    @classmethod
+    def join(cls, several: list["Slots"], meter: Meter, share: Callable[[list[Stats]], Stats]) -> "Slots":
+        """One bag of several sequences that hold equally many entries under one budget and have seen equally much.
+
+        Each is the slots of one sequence, settled after a call of several tokens; together they are numbered from 0.
+        `share` makes one set of columns of those of each.
+        """
+        first = several[0]
+        bags = [replace(each.bag, sequence=torch.full_like(each.bag.sequence, i)) for i, each in enumerate(several)]
+        window = None if first.window is None else torch.cat([each.window for each in several])
+        joined = cls(Bag.join(bags), first.budget, meter, window)
+        joined.limit = torch.cat([each.limit for each in several])
+        joined.held, joined.seen = first.held, first.seen
+        joined._positions = torch.cat([each._positions for each in several])
+        joined._expiry = torch.cat([each._expiry for each in several])
+        joined.data = {name: torch.cat([each.data[name] for each in several]) for name in first.data}
+        joined.stats = share([each.stats for each in several])
+        joined._count()
+        return joined
+
+    def alone(self, sequence: int, meter: Meter, own: Callable[[Stats], Stats]) -> "Slots":
+        """An independent copy of one sequence; `own` gives its columns out of those of all."""
+        rows, bag = self.bag.part((sequence,))
+        window = None if self.window is None else self.window[rows]
+        only = Slots(replace(bag, sequence=torch.zeros_like(bag.sequence)), self.budget, meter, window)
+        only.limit, only.held, only.seen = self.limit[rows], self.held, self.seen
+        only._positions, only._expiry = self._positions[rows], self._expiry[rows]
+        only._free = None if self._free is None else self._free[rows]
+        only.data = {name: column[rows] for name, column in self.data.items()}
+        only.stats = own({name: column[rows] for name, column in self.stats.items()})
+        only._count()
+        return only
 
     def _write(self, data: dict[str, Tensor]) -> None:
         """Lay one arriving entry a head into the free slot."""

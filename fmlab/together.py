@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .bag import Bag
 from .core import Policy, step
 from .slots import Slots
-from .view import Bag, View, normal_tensors
+from .view import View, normal_tensors
 
 
 class Turn(NamedTuple):
@@ -45,12 +46,17 @@ class Together:
 
     @property
     def worth(self) -> bool:
-        """Whether one view for all pays: not for a policy that reads every key, which lie layer by layer."""
+        """Whether one view for all pays: not for a policy that reads every key, which lie layer by layer. Where sequences
+        have policies of their own, only some of the keys are read, and these are picked out."""
         return self.asked is not None and not self.asked & {"keys", "values"}
 
     def add(self, turn: Turn) -> None:
         """Wait with this eviction for the other layers."""
         self._waiting.append(turn)
+
+    def forget_kin(self) -> None:
+        """The layers hold other sequences than before."""
+        self._kin.clear()
 
     def note(self, view: View) -> None:
         """Remember what the policy asked this view for."""
@@ -99,6 +105,7 @@ class Together:
             values=lambda: torch.cat([turn.slots.staged("values") for turn in turns]),
             queries=lambda: torch.cat([turn.view.queries for turn in turns]),
             new_keys=lambda: torch.cat([turn.view.new_keys for turn in turns]),
+            rows_of=lambda name, rows: _picked(name, rows, turns),
             new_values=lambda: torch.cat([turn.view.new_values for turn in turns]),
             prepared={name: _joined(name, turns) for name in self.policy.needs},
             attended=lambda: torch.cat([turn.view.weights(1) for turn in turns]),
@@ -114,6 +121,17 @@ def _joined(name: str, turns: list[Turn]) -> Callable:
     """What the views of these turns were given for a need of the policy, as one; a rotary embedding is the model's."""
     made = [turn.view.prepared(name) for turn in turns]
     return made[0] if name == "pre_rope" else lambda: torch.cat([make() for make in made])
+
+
+def _picked(name: str, rows: Tensor, turns: list[Turn]) -> Tensor:
+    """Some rows of a column of all turns; `rows` ascend."""
+    found, start = [], 0
+    for turn in turns:
+        heads = len(turn.slots.bag)
+        mine = rows[(rows >= start) & (rows < start + heads)] - start
+        found.append(turn.slots.staged(name).index_select(0, mine))
+        start += heads
+    return torch.cat(found)
 
 
 def _kin(slots: list[Slots]) -> Kin:

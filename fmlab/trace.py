@@ -12,11 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .bag import Bag
 from .core import Allocation, Policy, Stats, check_allocation, check_needs, held_before_eviction
 from .ragged import Ragged, joined
 from .rope import Rope
 from .slots import Slots, split
-from .view import Bag, View
+from .view import View
 
 FORMAT = "fmlab trace 1"
 Watch = Callable[[View, Stats], None]

@@ -1,67 +1,17 @@
 """What a host shows a policy: the entries of a bag of heads, lazily, so that what is not asked for is never computed."""
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import one_hot
 
+from .bag import Bag
 from .rope import Rope
 
 WORKSPACE = 1 << 24  # attention weights computed at a time where only their sum is wanted: 64 MiB of float32
-
-
-@dataclass(frozen=True, eq=False)
-class Bag:
-    """Which heads share the axis of a view: one entry of each field per row. A live layer brings batch x its KV heads,
-    a replay all layers at once."""
-
-    sequence: Int[Tensor, " heads"]  # which sample of the batch
-    layer: Int[Tensor, " heads"]
-    head: Int[Tensor, " heads"]  # which KV head of the layer
-    groups: int  # query heads a KV head
-    whole: bool = True  # all KV heads of each of its layers are here
-
-    @classmethod
-    def of(cls, sequences: int, layers: list[int], kv_heads: int, groups: int, device=None) -> "Bag":
-        """Rows in the order sequence, layer, head."""
-        rows = torch.cartesian_prod(
-            torch.arange(sequences), torch.tensor(layers), torch.arange(kv_heads)
-        ).view(-1, 3).to(device)  # fmt: skip
-        return cls(rows[:, 0], rows[:, 1], rows[:, 2], groups)
-
-    @classmethod
-    def join(cls, bags: list["Bag"]) -> "Bag":
-        """The rows of all bags, one after the other."""
-        fields = ([getattr(bag, name) for bag in bags] for name in ("sequence", "layer", "head"))
-        return cls(*map(torch.cat, fields), bags[0].groups)
-
-    def pick(self, rows: Int[Tensor, " picked"], whole: bool) -> "Bag":
-        """Some of the rows; `whole` says whether they are all of their layers."""
-        return Bag(self.sequence[rows], self.layer[rows], self.head[rows], self.groups, whole)
-
-    def __len__(self) -> int:
-        return len(self.layer)
-
-    @cached_property
-    def layer_of(self) -> Int[Tensor, " heads"]:
-        """For each row which of the layers of the bag it belongs to; those of two sequences are two."""
-        return torch.stack([self.sequence, self.layer]).unique(dim=1, return_inverse=True)[1]
-
-    @cached_property
-    def leader(self) -> Int[Tensor, " heads"]:
-        """For each row the first row of its sequence and layer."""
-        return (self.layer_of[:, None] == self.layer_of).int().argmax(-1)
-
-    @cached_property
-    def mean_of(self) -> Float[Tensor, "layers heads"]:
-        """A matrix that averages over the rows of each sequence and layer."""
-        member = one_hot(self.layer_of).T.float()
-        return member / member.sum(-1, keepdim=True)
 
 
 class View:
@@ -91,6 +41,7 @@ class View:
         new_values: Callable[[], Tensor] | None = None,
         attended: Callable[[], Tensor] | None = None,
         prepared: Mapping[str, Callable] | None = None,
+        rows_of: Callable[[str, Tensor], Tensor] | None = None,
     ):
         self._bag, self._positions, self._new, self._budget, self._scaling = bag, positions, new, budget, scaling
         self._keys, self._values, self._queries = keys, values, queries
@@ -101,6 +52,8 @@ class View:
             attended,
         )  # where the host has these already
         self._prepared = prepared or {}  # what the policy's `needs` names
+        self._rows_of = rows_of  # where the host can give some rows of `keys` or `values` without making all
+        self._parts: dict[tuple[int, ...], tuple[Tensor, View]] = {}
         self._asked: set[str] = set()
         self._stored: dict[str, Tensor] = {}  # all that is handed out, to find out who writes to it
         self._versions: dict[str, int] = {}
@@ -121,6 +74,7 @@ class View:
     sequence = property(lambda self: self._bag.sequence, doc="(heads,) int64: which sample of the batch")
     layer = property(lambda self: self._bag.layer, doc="(heads,) int64")
     head = property(lambda self: self._bag.head, doc="(heads,) int64: which KV head of its layer")
+    groups = property(lambda self: self._bag.groups, doc="query heads a KV head")
     window = property(lambda self: self._window, doc="(heads,) int64: the model's own sliding window, or None")
     softcap = property(lambda self: self._softcap, doc="the model's cap on attention logits, or None")
     query_aware = property(
@@ -210,11 +164,13 @@ class View:
 
     def received(self) -> Float[Tensor, "heads n"]:
         """What each entry received from all queries of this call: `attention(last=new).sum(1)` in bounded memory."""
-        heads, n = self._positions.shape
         self._asked.add("attention")
         if self._new == 1:
             return self.weights(1).mean(1).squeeze(1)
-        total = torch.zeros(heads, n, device=self._positions.device)
+        return self._store("received", self._received)
+
+    def _received(self) -> Tensor:
+        total = torch.zeros(self._positions.shape, device=self._positions.device)
         for start, stop in self.blocks():
             total += self.rows(start, stop).sum(2).mean(1)
         return total
@@ -240,6 +196,56 @@ class View:
             raise ValueError("the heads of one layer hold different positions; a mean over them has no meaning")
         means = self._layer_means(scores.gather(-1, order))
         return torch.empty_like(means).scatter_(-1, order, means)
+
+    def part(self, sequences: tuple[int, ...], needs: frozenset[str]) -> tuple[Int[Tensor, " rows"], "View"]:
+        """The rows of these sequences of the batch, and a view of them alone for a policy with these needs."""
+        if sequences not in self._parts:
+            rows, bag = self._bag.part(sequences)
+            self._parts[sequences] = rows, self if len(rows) == len(self._bag) else self._make_part(rows, bag, needs)
+        return self._parts[sequences]
+
+    def _make_part(self, rows: Tensor, bag: Bag, needs: frozenset[str]) -> "View":
+        def some(name: str) -> Callable[[], Tensor]:
+            return lambda: getattr(self, name).index_select(0, rows)
+
+        def column(name: str) -> Callable[[], Tensor]:
+            if self._rows_of is not None:
+                return lambda: self._rows_of(name, rows)
+            make = self._keys if name == "keys" else self._values
+            return lambda: self._store(name, make).index_select(0, rows)
+
+        def prepared(name: str) -> Callable:
+            made = self._prepared[name]
+            return made if name == "pre_rope" else lambda: made().index_select(0, rows)
+
+        groups = torch.arange(bag.groups, device=rows.device)
+        queries = (rows[:, None] * bag.groups + groups).flatten()
+        return View(
+            bag,
+            self._positions.index_select(0, rows),
+            self._new,
+            self._budget.index_select(0, rows),
+            scaling=self._scaling,
+            softcap=self._softcap,
+            window=None if self._window is None else self._window.index_select(0, rows),
+            query_aware=self._query_aware,
+            newest=self._newest,
+            keys=column("keys"),
+            values=column("values"),
+            queries=lambda: self.queries.index_select(0, queries),
+            new_keys=some("new_keys"),
+            new_values=some("new_values"),
+            attended=lambda: self.weights(1).index_select(0, rows),
+            prepared={name: prepared(name) for name in needs},
+        )
+
+    def shown_to(self, needs: frozenset[str], budget: Int[Tensor, " heads"]) -> "View":
+        """The same entries for a policy with these needs, under a budget; what is computed for one serves all."""
+        other = copy.copy(self)
+        other._budget = budget
+        other._prepared = {name: self._prepared[name] for name in needs}
+        other._remember("budget", budget)
+        return other
 
     def changed(self) -> list[str]:
         """The names of the tensors that somebody wrote to since they were handed out."""

@@ -10,7 +10,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .attach import attached, tag, unreachable
 from .attention import attend
-from .view import Bag, View
+from .bag import Bag
+from .view import View
 
 Look = Callable[[int, View], None]
 

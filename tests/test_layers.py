@@ -17,13 +17,13 @@ HUB = "huggingface_hub filelock platformdirs tqdm safetensors transformers token
 
 # room: its own modules (a package counts as one), which of ours it may import, which packages of others
 ROOMS = {
-    "core": ("core view rope", "", ""),
-    "slots": ("slots ragged", "core view", ""),
+    "core": ("core view bag rope", "", ""),
+    "slots": ("slots ragged", "core view bag", ""),
     "policies": ("policies", "core view", ""),
-    "traces": ("trace", "core view rope slots ragged", "safetensors"),
+    "traces": ("trace", "core view bag rope slots ragged", "safetensors"),
     "live": (
-        "live together record watch repeat needs attach attention masked",
-        "core view rope slots ragged trace language",
+        "live forks cast together record watch repeat needs attach attention masked",
+        "core view bag rope slots ragged trace language",
         "transformers",
     ),
     "models": ("models weights language dequantise", "", f"{HUB} gguf"),
@@ -32,7 +32,7 @@ ROOMS = {
     "replays": ("replays why", "core view trace oracle metrics", "safetensors"),
     "tables": ("tables", "core metrics intervals replays", "pandas"),
     "tasks": ("tasks texts reading scoring ruler", "core live metrics intervals language", "transformers"),
-    "contract": ("contract", "core view rope slots trace live needs record masked models", ""),
+    "contract": ("contract", "core view bag rope slots trace live needs record masked models", ""),
     "published": ("published", "intervals", "pandas"),
     "sweep": ("sweep fingerprint provenance", "", "pandas joblib distributed tqdm"),
     "figures": ("figures", "intervals", "pandas plotly numpy"),
@@ -57,6 +57,8 @@ HOSTS = {
     "trace",
     "replays",
     "live",
+    "forks",
+    "cast",
     "record",
     "watch",
     "repeat",

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fmlab as fm
+from fmlab.bag import Bag
 from fmlab.contract import example
 from fmlab.core import View
 from fmlab.policies import (
@@ -25,7 +26,6 @@ from fmlab.policies import (
 )
 from fmlab.rope import Rope
 from fmlab.trace import Trace
-from fmlab.view import Bag
 
 PAPERS = {
     SlidingWindow(): papers.Sliding,

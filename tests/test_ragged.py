@@ -11,12 +11,12 @@ from test_live import ARCHES, CALLS, IDS, assert_same_logits, gemma, live
 from test_slots import Lottery, lots
 
 import fmlab as fm
+from fmlab.bag import Bag
 from fmlab.core import BudgetError
 from fmlab.masked import masked_logits
 from fmlab.policies import H2O, TOVA, Ada, KeyNorm, PerLayer, Pyramid, Random, SinkWindow, SnapKV, Uniform
 from fmlab.ragged import Ragged
 from fmlab.slots import Meter
-from fmlab.view import Bag
 
 ALLOCATIONS = [Ada(9), Pyramid(9, 3), PerLayer((12, 5, 9))]
 POLICIES = [SinkWindow(2), H2O(), KeyNorm(), SnapKV(3, 3)]

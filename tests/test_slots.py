@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fmlab.bag import Bag
 from fmlab.core import Policy
 from fmlab.slots import Meter, Slots, split
-from fmlab.view import Bag
 
 CALLS = st.lists(st.sampled_from([1, 1, 1, 1, 2, 3, 7, 20]), min_size=1, max_size=25)
 

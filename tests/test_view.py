@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from fmlab import view as view_module
-from fmlab.view import Bag, View, ordinary
+from fmlab.bag import Bag
+from fmlab.view import View, ordinary
 
 DIMENSION = 8
 
