@@ -241,6 +241,7 @@ def test_the_optimum_is_a_third_row(page, screenshot):
 
 
 def test_a_head_is_picked_from_the_map_of_heads(page, screenshot):
+    page.wait_for_timeout(400)  # the heads are drawn when all is at rest
     grid = page.locator(".fm-head-grid").first
     assert grid.get_attribute("aria-label") == "H2O(recent=0.5): Mass recall of each head"
     assert grid.locator(".fm-head").count() == 15

@@ -1,5 +1,5 @@
 // The Explorer: controls, the linked view, figures beside it, and the live model's answers.
-const HEADS_MS = 60;
+const HEADS_MS = 250;  // hundreds of heads are drawn when the slider rests
 
 class Explorer {
   constructor(model, root) {
@@ -165,7 +165,7 @@ class Explorer {
     this.send("explain", { token });
   }
 
-  // A little later, and once for a choice and its figures: hundreds of heads must not hold up the map.
+  // Once for a choice and its figures.
   showHeads() {
     clearTimeout(this.headsTimer);
     this.headsTimer = setTimeout(() => this.heads.show(this.model.get("heads"), this.choice), HEADS_MS);

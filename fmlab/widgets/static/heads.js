@@ -19,7 +19,7 @@ class HeadMap {
     }));
     this.segments = h("div", { class: "fm-segments fm-measures", role: "radiogroup", "aria-label": "What colours the heads" },
       ...this.inputs.flatMap((input, k) => [input, h("label", { for: input.id }, MEASURES[k][1])]));
-    this.mean = h("button", { type: "button", class: "fm-button fm-mean", onclick: () => this.picked(null, null) }, "Mean of all");
+    this.mean = h("button", { type: "button", class: "fm-button fm-mean", onclick: () => this.pickNow(null, null) }, "Mean of all");
     this.scale = h("div", { class: "fm-head-scale" });
     this.hint = h("div", { class: "fm-hint" });
     this.grids = h("div", { class: "fm-head-grids" });
@@ -101,7 +101,14 @@ class HeadMap {
 
   pick(layer, head) {
     const again = this.choice.layer === layer && this.choice.head === head;  // a second time: back to the mean
-    this.picked(again ? null : layer, again ? null : head);
+    this.pickNow(again ? null : layer, again ? null : head);
+  }
+
+  // The reader's own choice is shown at once.
+  pickNow(layer, head) {
+    this.choice = { ...this.choice, layer, head };
+    this.draw();
+    this.picked(layer, head);
   }
 
   key(event) {
