@@ -40,19 +40,17 @@ def attend(
 
 
 def attend_apart(
-    parts: list[tuple[list[int], View]], query: Float[Tensor, "batch query_heads new d"]
+    parts: list[tuple[list[int], View, Float[Tensor, "_ groups new d"]]], batch: int
 ) -> Float[Tensor, "batch new query_heads d_value"]:
-    """The same where each view has only some rows of the heads axis, batch x KV heads: one call for each."""
-    batch, query_heads, new, d = query.shape
-    heads = sum(len(rows) for rows, _ in parts)
-    asked = query.reshape(heads, -1, new, d)  # (heads, groups, new, d)
-    outputs = [
-        attend(view, asked[rows].reshape(1, -1, new, d), view.keys, view.values)[0].unflatten(1, (len(rows), -1))
-        for rows, view in parts
-    ]  # each (new, rows, groups, d_value)
-    order = torch.tensor([row for rows, _ in parts for row in rows], device=query.device).argsort()
+    """The same where each view has only some rows of the heads axis, batch x KV heads, with the queries of these rows:
+    one call for each."""
+    outputs = []  # each (new, rows, groups, d_value)
+    for rows, view, query in parts:
+        output = attend(view, query.flatten(0, 1)[None], view.keys, view.values)[0]
+        outputs.append(output.unflatten(1, (len(rows), -1)))
+    order = torch.tensor([row for rows, _, _ in parts for row in rows], device=outputs[0].device).argsort()
     output = torch.cat(outputs, 1)[:, order]
-    return output.reshape(new, batch, query_heads, -1).transpose(0, 1)
+    return output.unflatten(1, (batch, -1)).flatten(2, 3).transpose(0, 1)
 
 
 def _visible(view: View, batch: int, query_heads: int) -> Tensor:

@@ -19,6 +19,7 @@ from .cast import Cast
 from .core import Allocation, Policy, check_allocation, check_needs
 from .needs import LIVE, Equipment
 from .ragged import Ragged
+from .renumber import POSITIONS, Renumbering, check_positions
 from .slots import Meter, Slots
 from .together import Together, Turn
 from .view import normal_tensors
@@ -56,10 +57,12 @@ class FiniteLayer(CacheLayerMixin):
         self.attended = False
         if batch != self.batch:
             raise ValueError(f"a batch of {batch} after one of {self.batch}; start a new cache for other sequences")
-        rows = batch * kv_heads
+        rows, keys = batch * kv_heads, key_states.detach()
+        if self.cache.renumbering is not None:
+            keys = self.cache.renumbering.taken_off(keys, self.slots.seen)
         self.slots.stage(
             new,
-            keys=key_states.detach().reshape(rows, new, d),
+            keys=keys.reshape(rows, new, d),
             values=value_states.detach().reshape(rows, new, value_states.shape[-1]),
         )
         if isinstance(self.slots, Ragged):  # no tensor has them all; the attention asks us for what it needs
@@ -70,6 +73,10 @@ class FiniteLayer(CacheLayerMixin):
 
     def attend(self, query: Tensor, scaling: float, window: int | None, softcap: float | None) -> Tensor:
         if self.slots.seen == 0:
+            if window is not None and self.cache.renumbering is not None:
+                raise ValueError(
+                    f"layer {self.number} has a sliding window of its own ({window}); use original positions"
+                )
             self.slots.learn(query.shape[1] * self.batch // len(self.slots.bag), window)
         output = (self._attend_apart if isinstance(self.slots, Ragged) else self._attend)(query, scaling, softcap)
         if self.number == len(self.cache.layers) - 1:
@@ -79,50 +86,71 @@ class FiniteLayer(CacheLayerMixin):
 
     def _attend(self, query: Tensor, scaling: float, softcap: float | None) -> Tensor:
         slots, together, (batch, query_heads, new, d) = self.slots, self.cache.together, query.shape
+        query = self._placed(query, slots.held, slots.seen)
+        keys = once(lambda: self._ranked(slots.staged("keys"), slots.staged_positions()))
         view = slots.view(
             scaling=scaling,
             softcap=softcap,
             query_aware=self.cache.query_aware,
-            keys=lambda: slots.staged("keys"),
+            keys=keys,
             values=lambda: slots.staged("values"),
             queries=lambda: query.detach().reshape(batch * query_heads, new, d),
-            new_keys=lambda: slots.staged_new("keys"),
+            new_keys=lambda: self._placed(slots.staged_new("keys"), slots.held),
             new_values=lambda: slots.staged_new("values"),
             prepared=self._prepared(),
         )
         if new == 1 and together.worth:
             if "attention" in together.asked:
                 view.weights(1)  # it will ask again: once computed they serve both
-            output = attend(view, query, slots.staged("keys"), slots.staged("values"))
+            output = attend(view, query, keys(), slots.staged("values"))
             together.add(Turn(self.number, slots, view))
         else:
             stats, evicted = slots.choose(self.cache.policy, view)
-            output = attend(view, query, slots.staged("keys"), slots.staged("values"))
+            output = attend(view, query, keys(), slots.staged("values"))
             slots.settle(stats, evicted)
             together.note(view)
         return output
 
     def _attend_apart(self, query: Tensor, scaling: float, softcap: float | None) -> Tensor:
-        slots, (_, _, new, d) = self.slots, query.shape
-        asked = query.detach().reshape(len(slots.bag), -1, new, d)
+        slots, (batch, _, new, d) = self.slots, query.shape
+        every = query.reshape(len(slots.bag), -1, new, d)  # (heads, groups, new, d)
         prepared = {name: once(make) for name, make in self._prepared().items()}
-        parts = slots.parts(
-            lambda rows, _: {
-                "keys": lambda: slots.staged("keys", rows),
+
+        def asked(rows: list[int], held: int) -> Tensor:
+            return self._placed(every[rows], held, slots.seen)
+
+        def show(rows: list[int], positions: Tensor) -> dict:
+            held = positions.shape[1] - new
+            return {
+                "keys": lambda: self._ranked(slots.staged("keys", rows), positions),
                 "values": lambda: slots.staged("values", rows),
-                "queries": lambda: asked[rows].flatten(0, 1),
-                "new_keys": lambda: slots.staged_new("keys")[rows],
+                "queries": lambda: asked(rows, held).detach().flatten(0, 1),
+                "new_keys": lambda: self._placed(slots.staged_new("keys")[rows], held),
                 "new_values": lambda: slots.staged_new("values")[rows],
                 "prepared": {name: _of_rows(make, rows) for name, make in prepared.items()},
-            },
-            scaling=scaling,
-            softcap=softcap,
-            query_aware=self.cache.query_aware,
-        )
+            }
+
+        parts = slots.parts(show, scaling=scaling, softcap=softcap, query_aware=self.cache.query_aware)
         chosen = slots.choose(self.cache.policy, parts)
-        output = attend_apart([(part.rows, part.view) for part in parts], query)
+        output = attend_apart(
+            [(rows, view, asked(rows, view.positions.shape[1] - new)) for rows, view, _ in parts], batch
+        )
         slots.settle(chosen)
         return output
+
+    def _placed(self, x: Tensor, held: int, at: int | None = None) -> Tensor:
+        """The newcomers of this call where they stand: after all that are held, if positions are counted in the cache.
+
+        `at` is where the model put them; None for what is kept without a place.
+        """
+        renumbering = self.cache.renumbering
+        if renumbering is None:
+            return x
+        return renumbering.from_on(x if at is None else renumbering.taken_off(x, at), held)
+
+    def _ranked(self, keys: Tensor, positions: Tensor) -> Tensor:
+        renumbering = self.cache.renumbering
+        return keys if renumbering is None else renumbering.ranked(keys, positions)
 
     def _prepared(self) -> Mapping[str, Callable]:
         needs = self.cache.policy.needs
@@ -184,14 +212,20 @@ class FiniteCache(Cache):
         kv_heads: int,
         query_aware: bool = False,
         equipment: Equipment | None = None,
+        renumbering: Renumbering | None = None,
     ):
         self.policy, self.budget, self.query_aware, self.equipment = policy, budget, query_aware, equipment
+        self.renumbering = renumbering
         self.meter, self.together = Meter(), Together(policy)
         self._kv_heads = kv_heads
         super().__init__(layers=[FiniteLayer(self, number) for number in range(layers)])
 
     def __repr__(self) -> str:
-        return f"FiniteCache({self.policy!r}, budget={self.budget}, seen={self.seen}, nbytes={self.nbytes})"
+        positions = POSITIONS[self.renumbering is not None]
+        return (
+            f"FiniteCache({self.policy!r}, budget={self.budget}, positions={positions!r}, seen={self.seen}, "
+            f"nbytes={self.nbytes})"
+        )
 
     @property
     def seen(self) -> int:
@@ -287,18 +321,27 @@ class FiniteCache(Cache):
 
 @contextmanager
 def finite(
-    model: PreTrainedModel, policy: Policy, budget: int | Allocation, query_aware: bool = False
+    model: PreTrainedModel,
+    policy: Policy,
+    budget: int | Allocation,
+    query_aware: bool = False,
+    positions: str = "original",
 ) -> Iterator[FiniteCache]:
     """Within it the model forgets by `policy`: pass the cache it yields as `past_key_values` to the model or `generate`.
 
     `budget` is the number of entries that each KV head may hold between calls, or an Allocation, which shares an average
     number out over layers and heads. `query_aware` says that the question
     is among the tokens seen before the eviction, and is shown to the policy. The cache can be read after the `with`.
+    With `positions="renumbered"` keys and queries stand at their rank among what their head holds, as in StreamingLLM's
+    own code, instead of where the text has them: what a policy sees of them too; `view.positions` and the expiry still
+    tell of the text. It costs a rotation of every key at every call.
     Raises RuntimeError inside another `finite` of the same model, ValueError for a model whose attention cannot be
     reached, a batch of unequal lengths or a policy that breaks its contract, BudgetError for a budget below what the
     policy pins.
     """
-    check_needs(policy, LIVE, "a live model")
+    check_positions(positions)
+    renumbered = positions == "renumbered"
+    check_needs(policy, LIVE - {"pre_rope"} if renumbered else LIVE, f"a live model with {positions} positions")
     with attached(model):
         equipment = Equipment(model) if policy.needs else None
         if equipment is not None:
@@ -306,9 +349,10 @@ def finite(
         config = model.config.get_text_config(decoder=True)
         check_allocation(budget, config.num_hidden_layers)
         kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        renumbering = Renumbering(model) if renumbered else None
         watch = model.register_forward_hook(_check_reached, with_kwargs=True)
         try:
-            yield FiniteCache(policy, budget, config.num_hidden_layers, kv_heads, query_aware, equipment)
+            yield FiniteCache(policy, budget, config.num_hidden_layers, kv_heads, query_aware, equipment, renumbering)
         finally:
             watch.remove()
 

@@ -101,7 +101,7 @@ class Together:
             scaling=first.view.scaling,
             softcap=first.view.softcap,
             query_aware=first.view.query_aware,
-            keys=lambda: torch.cat([turn.slots.staged("keys") for turn in turns]),
+            keys=lambda: torch.cat([turn.view.keys for turn in turns]),
             values=lambda: torch.cat([turn.slots.staged("values") for turn in turns]),
             queries=lambda: torch.cat([turn.view.queries for turn in turns]),
             new_keys=lambda: torch.cat([turn.view.new_keys for turn in turns]),

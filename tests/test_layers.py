@@ -22,7 +22,7 @@ ROOMS = {
     "policies": ("policies", "core view", ""),
     "traces": ("trace", "core view bag rope slots ragged", "safetensors"),
     "live": (
-        "live forks cast together record watch repeat needs attach attention masked",
+        "live forks cast together record watch repeat needs renumber attach attention masked",
         "core view bag rope slots ragged trace language",
         "transformers",
     ),
@@ -63,6 +63,7 @@ HOSTS = {
     "watch",
     "repeat",
     "needs",
+    "renumber",
     "attach",
     "attention",
     "masked",

@@ -60,22 +60,29 @@ def test_every_policy_is_one_masked_pass(policy):
         assert_same_logits(logits, masked_logits(model, IDS, cache.expiry))
 
 
-def llama_by_hand(model, ids, seen):
-    """Llama in float64, written out; `seen` (layers, kv_heads, T, T)."""
+def llama_by_hand(model, ids, seen, renumbered=False):
+    """Llama in float64, written out; `seen` (layers, kv_heads, T, T); renumbered: positions are ranks among the seen."""
     weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
     config, tokens = model.config, len(ids)
     heads, kv_heads, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     norm = lambda x, w: x * (x.square().mean(-1, keepdim=True) + config.rms_norm_eps).rsqrt() * w  # noqa: E731
     turn = 10_000.0 ** (-torch.arange(0, d, 2).double() / d)
-    angle = torch.outer(torch.arange(tokens).double(), turn).repeat(1, 2)
-    rotate = lambda x: x * angle.cos() + torch.cat([-x[..., d // 2 :], x[..., : d // 2]], -1) * angle.sin()  # noqa: E731
+
+    def rotate(x, places):
+        angle = (places.double()[..., None] * turn).repeat(*[1] * places.ndim, 2)
+        return x * angle.cos() + torch.cat([-x[..., d // 2 :], x[..., : d // 2]], -1) * angle.sin()
+
+    at = torch.arange(tokens)
     x = weights["model.embed_tokens.weight"][ids]
     for layer in range(config.num_hidden_layers):
         w = {k.split(f"layers.{layer}.")[1]: t for k, t in weights.items() if f"layers.{layer}." in k}
         inner = norm(x, w["input_layernorm.weight"])
         q, k, v = ((inner @ w[f"self_attn.{n}_proj.weight"].T).view(tokens, -1, d).transpose(0, 1) for n in "qkv")
-        k, v, allowed = (each.repeat_interleave(heads // kv_heads, 0) for each in (rotate(k), v, seen[layer]))
-        logits = (rotate(q) @ k.transpose(1, 2)) / d**0.5
+        k, v, allowed = (each.repeat_interleave(heads // kv_heads, 0) for each in (k, v, seen[layer]))
+        place = allowed.long().cumsum(-1) - 1 if renumbered else at.expand_as(allowed)  # of each key for each query
+        own = place.diagonal(dim1=1, dim2=2)
+        keys = rotate(k[:, None].expand(-1, tokens, -1, -1), place)
+        logits = torch.einsum("hid,hijd->hij", rotate(q, own), keys) / d**0.5
         mixed = logits.masked_fill(~allowed, -torch.inf).softmax(-1) @ v
         x = x + mixed.transpose(0, 1).reshape(tokens, -1) @ w["self_attn.o_proj.weight"].T
         inner = norm(x, w["post_attention_layernorm.weight"])

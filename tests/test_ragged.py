@@ -137,6 +137,23 @@ def test_heads_can_be_taken_twice():
     assert slots.rows[2].data["keys"].abs().sum() > 0 and slots.rows[2].places.tolist() == before
 
 
+def test_a_split_tells_a_bad_entry_from_none():
+    told = []
+
+    class Spy(Alike):
+        def split(self, scores, layer, total):
+            told.append((scores > -torch.inf).sum(-1).tolist())
+            return super().split(scores, layer, total)
+
+    class Scorns(KeyNorm):
+        def score(self, view, stats):
+            return torch.full(view.positions.shape, -torch.inf)
+
+    trace = fm.record(fm.tiny(), IDS[0], layers=[1])
+    expiry = fm.replay(trace, Scorns(), Spy(9), 12)
+    assert told == [[12, 12]] + [[10, 10]] * 28 and int((expiry == 41).sum()) == 18
+
+
 # Live
 
 
@@ -241,6 +258,8 @@ def test_bytes_and_positions_at_every_step(allocation):
             assert cache.nbytes == sum(c.untyped_storage().nbytes() for c in columns)
             assert cache.nominal_nbytes == int(held.sum()) * SLOT
             assert cache.nominal_nbytes <= cache.nbytes <= cache.nominal_nbytes + 12 * SLOT  # one free slot a head
+            for store in stores:  # never more than a slot to spare, also for a head that grows or shrinks
+                assert store.places.shape[1] <= store.held + 1
             peak = max(peak, cache.nbytes + cache.overhead_nbytes)
             assert cache.peak_nbytes >= peak
     assert cache.nominal_nbytes == 2 * 2 * SLOT * sum(allocation.at(layer, 3) for layer in range(3))
