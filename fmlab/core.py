@@ -6,7 +6,8 @@ sees it. `mask(expiry)` is at once the truth about the run, an attention mask an
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from html import escape
 from typing import ClassVar
 
@@ -67,6 +68,14 @@ def living_policies(offered: frozenset[str] | None = None) -> list[type[Policy]]
 def _needs(kind: type[Policy]) -> frozenset[str]:
     """What a class needs; of a wrapper, whose needs hang on what it wraps, with its defaults."""
     return frozenset(kind().needs if isinstance(kind.needs, property) else kind.needs)
+
+
+def within(policy: Policy) -> Iterator[Policy]:
+    """The policy and, where it wraps others, these and what they wrap."""
+    yield policy
+    for field in fields(policy) if is_dataclass(policy) else ():
+        if isinstance(inner := getattr(policy, field.name), Policy):
+            yield from within(inner)
 
 
 def check_budget(budget: int) -> int:

@@ -1,4 +1,4 @@
-"""Policies from words, as a command line gives them: `Name(field=literal)`, read but never evaluated."""
+"""Policies from words, as a command line gives them: `Name(field=literal)`, one in another, read but never evaluated."""
 
 import ast
 import importlib.util
@@ -16,11 +16,15 @@ from .core import Policy, living_policies
 def policy(words: str, known: Sequence[type[Policy]] | None = None) -> Policy:
     """The policy that `Name` or `Name(field=literal, ...)` spells, among `known` (every living Policy class).
 
-    Raises ValueError for anything else, an unknown name or field, and a value of another type than its field: each says
-    what there is.
+    A field may be a policy itself, spelled likewise: `Pinned(policy=TOVA, sinks=4)`. Raises ValueError for anything
+    else, an unknown name or field, and a value of another type than its field: each says what there is.
     """
     known = living_policies() if known is None else known
-    name, given = _read(words)
+    return _build(_tree(words), words, known)
+
+
+def _build(tree: ast.expr, words: str, known: Sequence[type[Policy]]) -> Policy:
+    name, given = _read(tree, words, known)
     found = [kind for kind in known if kind.__name__ == name]
     if not found:
         close = get_close_matches(name, [kind.__name__ for kind in known], 1, cutoff=0.5)
@@ -76,29 +80,48 @@ def policies_of(path: str | Path) -> list[type[Policy]]:
     return found
 
 
-def _read(words: str) -> tuple[str, dict[str, object]]:
-    """The name and the fields that a policy is spelled with."""
-    wrong = ValueError(f"{words!r} spells no policy; write Name or Name(field=literal), such as SinkWindow(sinks=4)")
+def _tree(words: str) -> ast.expr:
     try:
-        tree = ast.parse(words.strip(), mode="eval").body
+        return ast.parse(words.strip(), mode="eval").body
     except (SyntaxError, ValueError):  # the latter for a null byte
-        raise wrong from None
+        raise _no_policy(words) from None
+
+
+def _no_policy(words: str) -> ValueError:
+    return ValueError(f"{words!r} spells no policy; write Name or Name(field=literal), such as SinkWindow(sinks=4)")
+
+
+def _read(tree: ast.expr, words: str, known: Sequence[type[Policy]]) -> tuple[str, dict[str, object]]:
+    """The name and the fields that a policy is spelled with."""
     if isinstance(tree, ast.Name):
         return tree.id, {}
     if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
-        raise wrong
+        raise _no_policy(words)
     if tree.args or any(keyword.arg is None for keyword in tree.keywords):
         raise ValueError(f"{words!r} gives a value without its field; write {tree.func.id}(field=literal)")
     given = {}
     for keyword in tree.keywords:
         if keyword.arg in given:
             raise ValueError(f"{words!r} gives {keyword.arg} twice; give it once")
-        try:
-            given[keyword.arg] = ast.literal_eval(keyword.value)
-        except (ValueError, TypeError):
-            said = f"{words!r}: {keyword.arg}={ast.unparse(keyword.value)}"
-            raise ValueError(f"{said} is no literal; give a number, a string, True, False or None") from None
+        given[keyword.arg] = _value(keyword, words, known)
     return tree.func.id, given
+
+
+def _value(keyword: ast.keyword, words: str, known: Sequence[type[Policy]]) -> object:
+    """What a field is given: a policy where the name of one stands there, else a literal."""
+    value, names = keyword.value, [kind.__name__ for kind in known]
+    spelled = value.func if isinstance(value, ast.Call) else value
+    if isinstance(spelled, ast.Name) and spelled.id in names:
+        return _build(value, ast.unparse(value), known)
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, TypeError):
+        said = f"{words!r}: {keyword.arg}={ast.unparse(value)}"
+        close = get_close_matches(spelled.id, names, 1, cutoff=0.5) if isinstance(spelled, ast.Name) else []
+        hint = f" (do you mean {close[0]}?)" if close else ""
+        raise ValueError(
+            f"{said} is no literal{hint}; give a number, a string, True, False, None or a policy"
+        ) from None
 
 
 def _fits(value: object, hint: object) -> bool:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .core import Policy
+from .core import Policy, within
 from .metrics import mass_recall
 from .oracle import oracle
 from .trace import Trace, TraceError, read_safetensors, replay
@@ -121,12 +121,13 @@ def fingerprint(trace: Trace) -> str:
     return digest.hexdigest()
 
 
-def _identity(policy: Policy | None) -> tuple[type | None, str]:
-    """The class (None for the library's own) and the label; of None, those of the optimum."""
+def _identity(policy: Policy | None) -> tuple[tuple[type, ...] | None, str]:
+    """The classes, those it wraps among them (None where all are the library's own), and the label; of None, the optimum's."""
     if policy is None:
         return None, OPTIMUM
-    own = type(policy).__module__.startswith("fmlab.policies.")
-    return (None if own else type(policy)), repr(policy)
+    kinds = tuple(type(part) for part in within(policy))
+    own = all(kind.__module__.startswith("fmlab.policies.") for kind in kinds)
+    return (None if own else kinds), repr(policy)
 
 
 def _dtype(trace: Trace) -> torch.dtype:

@@ -74,6 +74,10 @@ def test_json_alone_on_stdout(run):
     assert "report:" in err and report
 
 
+# what holds a window of 32, or pins as much for other reasons, where the shares of a context of 100 begin at 25
+PIN_MORE = {"ChunkKV", "CriticalKV", "DuoAttention", "Finch", "LagKV", "SimLayerKV", "SnapKV"}
+
+
 def test_by_default_every_policy_of_the_library_at_shares_of_the_context(run):
     code, out, _, _ = run("--json", "--facts", "0")
     rows = json.loads(out)
@@ -81,7 +85,7 @@ def test_by_default_every_policy_of_the_library_at_shares_of_the_context(run):
     assert code == 0 and sorted({row["policy"] for row in rows[1:]}) == known
     assert [row["budget"] for row in rows[1:4]] == [25, 50, 100]
     refused = {(row["policy"], row["budget"]) for row in rows if row["refused"]}
-    assert refused == {("SnapKV(window=32, kernel=5)", 25), ("Finch(window=32)", 25), ("LagKV(sinks=4, lag=12)", 25)}
+    assert {policy.partition("(")[0] for policy, _ in refused} == PIN_MORE and {budget for _, budget in refused} == {25}
 
 
 def test_a_refused_cell_is_printed_plainly(run):

@@ -8,8 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmlab.contract import example
-from fmlab.core import BudgetError, Policy, check_budget, check_needs, living_policies, mask, select, step, weakest
-from fmlab.policies import SinkWindow
+from fmlab.core import (
+    BudgetError,
+    Policy,
+    check_budget,
+    check_needs,
+    living_policies,
+    mask,
+    select,
+    step,
+    weakest,
+    within,
+)
+from fmlab.policies import ChunkKV, Pinned, SinkWindow
 
 SCORES = st.sampled_from([-torch.inf, -1.0, 0.0, 0.0, 1.0, 2.5, torch.inf])  # few values, so that ties are common
 
@@ -252,3 +263,15 @@ def test_a_policy_shows_itself():
 
     html = Escaped()._repr_html_()
     assert "&lt;script&gt;" in html and "&lt;b&gt;all" in html and "<script>" not in html
+
+
+def test_what_a_policy_is_made_of():
+    inner = Pinned(SinkWindow(3))
+    assert list(within(ChunkKV(inner))) == [ChunkKV(inner), inner, SinkWindow(3)]
+
+    class Plain(Policy):
+        def score(self, view, stats):
+            return -view.age.float()
+
+    plain = Plain()
+    assert list(within(plain)) == [plain]

@@ -37,6 +37,9 @@ class Picky(fm.Policy):
         ("H2O(recent=1)", P.H2O(recent=1.0)),
         ("Random(seed=-3)", P.Random(seed=-3)),
         ("SnapKV(window=16, kernel=3)", P.SnapKV(window=16, kernel=3)),
+        ("ChunkKV(policy=SnapKV(window=16), chunk=10)", P.ChunkKV(P.SnapKV(window=16), chunk=10)),
+        ("Pinned(policy=TOVA)", P.Pinned(P.TOVA())),
+        ("Pinned(policy=ChunkKV(policy=TOVA()), sinks=1)", P.Pinned(P.ChunkKV(P.TOVA()), sinks=1)),
     ],
 )
 def test_what_is_understood(words, meant):
@@ -70,6 +73,12 @@ def test_fields_of_every_kind():
         ("SinkWindow\x00", "spells no policy"),
         ("__import__('os').remove('x')", "spells no policy"),
         ("(lambda: 1)()", "spells no policy"),
+        ("ChunkKV(policy=SnapKv())", "policy=SnapKv() is no literal (do you mean SnapKV?); give a number"),
+        ("ChunkKV(policy=SnapKV(window=0))", "'SnapKV(window=0)': window=0; give 1 or more queries"),
+        ("ChunkKV(policy=SnapKV(4))", "'SnapKV(4)' gives a value without its field"),
+        ("ChunkKV(policy=SnapKV(wide=4))", "SnapKV has no field 'wide'; the policy is SnapKV(window=32, kernel=5)"),
+        ("ChunkKV(policy=3)", "ChunkKV(policy=3): policy is Policy; the policy is ChunkKV(policy=SnapKV(window=32"),
+        ("SinkWindow(sinks=TOVA)", "SinkWindow(sinks=TOVA()): sinks is int"),
         ("Picky", "leaves out needed; the policy is Picky(needed: int, share=0.5"),
         ("Picky(needed=1, mode='c')", "mode is"),
         ("Picky(needed=1, limit='x')", "limit is int | None"),
@@ -79,6 +88,11 @@ def test_what_is_refused(words, said):
     with pytest.raises(ValueError) as caught:
         policy(words, [*KNOWN, Picky])
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KNOWN, ids=lambda kind: kind.__name__)
+def test_every_label_of_the_library_can_be_typed(kind):
+    assert policy(repr(kind()), KNOWN) == kind()
 
 
 def test_a_field_given_twice():

@@ -6,12 +6,11 @@ import pytest
 import torch
 
 import fmlab as fm
-from fmlab.core import living_policies
 from fmlab.masked import masked_logits
 from fmlab.needs import LIVE
 
 pytestmark = pytest.mark.real
-POLICIES = [kind() for kind in living_policies(LIVE) if kind.__module__.startswith("fmlab.")]
+POLICIES = [made for name in fm.policies.__all__ if (made := getattr(fm.policies, name)()).needs <= LIVE]
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,15 @@ import fmlab as fm
 from fmlab.core import select
 
 BUDGET, PREFILL = 9, 14
+SNAP = {"policy": fm.policies.SnapKV(window=4)}
 SMALLER = {  # pins no more than the budget
+    "ChunkKV": SNAP,
+    "DuoAttention": SNAP | {"recent": 3},
     "Finch": {"window": 4},
     "LagKV": {"sinks": 1, "lag": 3},
+    "Pinned": {"recent": 2},
     "Scissorhands": {"recent": 2},
+    "SimLayerKV": SNAP | {"recent": 3},
     "SnapKV": {"window": 4},
 }
 POLICIES = [getattr(fm.policies, name)(**SMALLER.get(name, {})) for name in fm.policies.__all__]

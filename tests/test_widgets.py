@@ -155,6 +155,26 @@ def test_a_wrong_setting_is_named(values, error, words):
     assert words in str(raised.value)
 
 
+def test_a_policy_within_a_policy_is_a_text_that_is_read_again():
+    made = fm.policies.ChunkKV(fm.policies.Pinned(Settings(7, pair=(3, "y")), sinks=2), chunk=4)
+    choice = PolicyChoice.of(made)
+    setting = next(each for each in catalogue() if each["key"] == choice.key)["fields"][0]
+    assert (setting["name"], setting["kind"], setting["value"]) == ("policy", "policy", repr(fm.policies.SnapKV()))
+    assert choice.values["policy"] == repr(made.policy) and choice.values["chunk"] == 4
+    sent = json.loads(json.dumps(Choice(made, 8, against=fm.policies.Pinned()).sendable()))
+    assert Choice.read(sent) == Choice(made, 8, against=fm.policies.Pinned())
+    with pytest.raises(ValueError, match="ChunkKV.policy: no policy is called 'SnapKv' .do you mean SnapKV"):
+        PolicyChoice(choice.key, {"policy": "SnapKv(window=3)"}).build()
+
+
+def test_the_code_of_a_policy_within_a_policy_runs():
+    made = fm.policies.ChunkKV(fm.policies.Pinned(Settings(7, word="SnapKV()")), chunk=4)
+    lines = as_code(Choice(made, 8), 0, "").splitlines()
+    names = {}
+    exec("\n".join(line for line in lines if line.startswith(("import", "from", "policy ="))), names)
+    assert names["policy"] == made and "from test_widgets import Settings" in lines
+
+
 def test_a_key_that_is_gone_is_named():
     with pytest.raises(LookupError, match="no policy nowhere.Gone is alive"):
         PolicyChoice("nowhere.Gone", {}).build()

@@ -5,25 +5,37 @@ from .allocation import PerLayer as PerLayer
 from .allocation import Pyramid as Pyramid
 from .allocation import Uniform as Uniform
 from .attention import H2O, TOVA, Finch, NonCausalAttention, ObservedAttention, Scissorhands, SnapKV
+from .forecast import ExpectedAttention
 from .geometry import CUR, KeyDiff, KeyNorm, LagKV, LeverageScore
 from .hindsight import Clairvoyant
 from .recency import Random, SinkWindow, SlidingWindow
+from .reconstruction import KVZip
+from .structure import DuoAttention, SimLayerKV
+from .wrappers import ChunkKV, CriticalKV, Pinned, ValueWeighted
 
 __all__ = [
     "CUR",
     "H2O",
     "TOVA",
+    "ChunkKV",
     "Clairvoyant",
+    "CriticalKV",
+    "DuoAttention",
+    "ExpectedAttention",
     "Finch",
+    "KVZip",
     "KeyDiff",
     "KeyNorm",
     "LagKV",
     "LeverageScore",
     "NonCausalAttention",
     "ObservedAttention",
+    "Pinned",
     "Random",
     "Scissorhands",
+    "SimLayerKV",
     "SinkWindow",
     "SlidingWindow",
     "SnapKV",
+    "ValueWeighted",
 ]

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
 from ..core import Policy, Stats, View
+from .nesting import remembered
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,7 @@ class NonCausalAttention(Policy):
             chunks = zip(queries.split(self.chunk, 2), keys.split(self.chunk, 1), strict=True)
             worth = worth * torch.cat([(q @ k[:, None].mT).softmax(-1).sum(2).mean(1) for q, k in chunks], -1)
             worth = avg_pool1d(worth, self.kernel, 1, self.kernel // 2, count_include_pad=False)
-        column = stats.get("worth", torch.zeros(view.positions.shape, device=worth.device))
-        return {"worth": view.fill_new(column, worth)}
+        return {"worth": remembered(view, stats.get("worth"), worth)}
 
     def score(self, view: View, stats: Stats) -> Float[Tensor, "heads n"]:
         return stats["worth"]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from ..core import BudgetError, Policy, Stats, View
+from .nesting import remembered
 
 TINY = 1e-12  # instead of nothing, where something is divided by it
 
@@ -22,7 +23,7 @@ class KeyNorm(Policy):
     """
 
     def observe(self, view: View, stats: Stats) -> Stats:
-        return {"norm": _remembered(view, stats, "norm", torch.linalg.vector_norm(_wide(view.new_keys), dim=-1))}
+        return {"norm": remembered(view, stats.get("norm"), torch.linalg.vector_norm(_wide(view.new_keys), dim=-1))}
 
     def score(self, view: View, stats: Stats) -> Float[Tensor, "heads n"]:
         return -stats["norm"]
@@ -159,7 +160,7 @@ class CUR(Policy):
         both = {"key": _wide(view.new_keys), "value": _wide(view.new_values)}
         if self.sketch:
             both = {name: x @ _gaussian(x.shape[-1], self.sketch, self.seed).to(x) for name, x in both.items()}
-        return {name: _remembered(view, stats, name, x.square().sum(-1)) for name, x in both.items()}
+        return {name: remembered(view, stats.get(name), x.square().sum(-1)) for name, x in both.items()}
 
     def score(self, view: View, stats: Stats) -> Float[Tensor, "heads n"]:
         key, value = (self._share(view, stats[name]) for name in ("key", "value"))
@@ -175,11 +176,6 @@ class CUR(Policy):
 def _wide(x: Tensor) -> Tensor:
     """In float32 at least."""
     return x.float() if x.dtype.itemsize < 4 else x
-
-
-def _remembered(view: View, stats: Stats, name: str, arrived: Tensor) -> Tensor:
-    """The column of that name with what has just been seen in the new entries."""
-    return view.fill_new(stats[name] if name in stats else arrived.new_zeros(view.positions.shape), arrived)
 
 
 def _rank_within(block: Tensor, worth: Tensor, blocks: int) -> Tensor:

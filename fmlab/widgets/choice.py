@@ -1,7 +1,7 @@
 """What is on the screen: policies, budget, heads, prefill; and the cell of code that brings it back."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from jaxtyping import Shaped
@@ -85,7 +85,7 @@ class Choice:
 def as_code(choice: Choice, step: int, trace_code: str) -> str:
     """A cell that computes and shows this choice again; `trace_code` is the code of the trace."""
     sources = [_source(policy) for policy in choice.policies]
-    imports = ["import fmlab as fm", *sorted({line for line, _ in sources if line})]
+    imports = ["import fmlab as fm", *sorted({line for lines, _ in sources for line in lines})]
     names = [name for _, name in sources]
     shown = f"policy, budget={choice.budget}, layer={choice.layer}, head={choice.head}"
     shown += f", prefill={choice.prefill}, step={step}"
@@ -102,11 +102,19 @@ def as_code(choice: Choice, step: int, trace_code: str) -> str:
     return "\n".join([*lines, f"fm.explore(trace).show({shown})"]) + "\n"
 
 
-def _source(policy: fm.Policy) -> tuple[str, str]:
-    """The import that a policy's name needs, if any, and the expression that makes it."""
-    module = type(policy).__module__
-    if module.startswith("fmlab.policies"):
-        return "", f"fm.policies.{policy!r}"
-    if module == "__main__":  # defined in a cell: the notebook has the name
-        return "", repr(policy)
-    return f"from {module} import {type(policy).__name__}", repr(policy)
+def _source(policy: fm.Policy) -> tuple[list[str], str]:
+    """The imports that a policy's names need, its own and those of what it wraps, and the expression that makes it."""
+    imports = []
+    for module, name in {(type(part).__module__, type(part).__qualname__) for part in fm.core.within(policy)}:
+        if module != "__main__" and not module.startswith("fmlab.policies"):  # a notebook has the names of its cells
+            imports.append(f"from {module} import {name}")
+    return imports, _expression(policy)
+
+
+def _expression(policy: fm.Policy) -> str:
+    prefix = "fm.policies." if type(policy).__module__.startswith("fmlab.policies") else ""
+    if not is_dataclass(policy):
+        return prefix + repr(policy)
+    given = {field.name: getattr(policy, field.name) for field in fields(policy) if field.init}
+    spelled = {k: _expression(v) if isinstance(v, fm.Policy) else repr(v) for k, v in given.items()}
+    return f"{prefix}{type(policy).__name__}({', '.join(f'{k}={v}' for k, v in spelled.items())})"

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import fmlab as fm
 
-from .. import policies  # noqa: F401  (the library's own policies are alive once they are imported)
+from .. import parse, policies  # noqa: F401  (the library's own policies are alive once they are imported)
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,8 @@ def _annotation(kind: type[fm.Policy], field: Field) -> Any:
 
 
 def _control(annotation: Any, default: Any) -> tuple[str, tuple]:
+    if isinstance(default, fm.Policy):
+        return "policy", ()
     if get_origin(annotation) is Literal:
         choices = get_args(annotation)
         if all(isinstance(choice, str | int | float | bool) for choice in choices):
@@ -119,10 +121,15 @@ def _limits(control: str, default: Any) -> tuple[int | float | None, int | float
 
 
 def _shown(value: Any, control: str) -> Any:
-    return repr(value) if control == "literal" else value
+    return repr(value) if control in ("literal", "policy") else value
 
 
 def _read(kind: type[fm.Policy], name: str, control: str, value: Any) -> Any:
+    if control == "policy":
+        try:
+            return parse.policy(value)
+        except ValueError as error:
+            raise ValueError(f"{kind.__name__}.{name}: {error}") from error
     if control == "literal":
         try:
             return ast.literal_eval(value)

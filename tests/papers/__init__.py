@@ -12,13 +12,21 @@ from .attention import (
     Question,
     Tiles,
 )
+from .forecast import Foretold, Repeated
 from .geometry import Lag, Leverage, Likeness, Norm, Shares
 from .layer import Layer, Sliding, Streaming
+from .wrapped import Area, Chunked, Critical, Duo, Lazy, Pinning, Valued
 
 __all__ = [
+    "Area",
+    "Chunked",
+    "Critical",
+    "Duo",
+    "Foretold",
     "HeavyHitter",
     "Lag",
     "Layer",
+    "Lazy",
     "Leverage",
     "Likeness",
     "MeanReceived",
@@ -26,9 +34,12 @@ __all__ = [
     "Observation",
     "Omission",
     "Persistent",
+    "Pinning",
     "Question",
+    "Repeated",
     "Shares",
     "Sliding",
     "Streaming",
     "Tiles",
+    "Valued",
 ]

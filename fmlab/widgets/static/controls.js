@@ -1,5 +1,6 @@
 // The controls: two policies with their settings, the budget, and which heads to look at.
 const NOTHING = "";
+const HINTS = { literal: "a Python literal, such as (1, 2) or None", policy: "a policy, such as SnapKV(window=16)" };
 
 function labelled(words, control, extra = null, title = null) {
   const id = control.id || (control.id = freshId("control"));
@@ -42,7 +43,7 @@ function settingControl(field, value, changed) {
     return labelled(field.name, input, shown);
   }
   const input = h("input", { type: "text", class: "fm-text-input", value: String(value ?? ""), spellcheck: "false", onchange: () => changed(input.value) });
-  return labelled(field.name, input, null, field.kind === "literal" ? "a Python literal, such as (1, 2) or None" : null);
+  return labelled(field.name, input, null, HINTS[field.kind] ?? null);
 }
 
 // The picker of one policy: a list of every policy alive in the kernel, and the settings of the chosen one.
