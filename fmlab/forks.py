@@ -16,6 +16,7 @@ from .core import Allocation, Policy, Stats, check_allocation, check_needs
 from .language import LanguageModel
 from .live import FiniteCache, FiniteLayer
 from .needs import LIVE, Equipment
+from .quantise import Quantised
 from .repeat import repeated_attention
 from .slots import Slots
 from .view import View, normal_tensors
@@ -65,6 +66,11 @@ class Prefill:
         return len(self._layers[0].layer)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the keys."""
+        return self._layers[0].keys.dtype
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the keys and values; the queries that are kept beside them are not counted."""
         return sum(view.keys.nbytes + view.values.nbytes for view in self._layers.values())
@@ -77,11 +83,11 @@ class Prefill:
         return self._repeated
 
     @torch.no_grad()
-    def fork(self, cells: Sequence[Cell]) -> "Forks":
+    def fork(self, cells: Sequence[Cell], bits: int | None = None) -> "Forks":
         """A memory for each (policy, budget), evicted from this prefill as `finite` evicts after its first call.
 
-        Raises ValueError for no cells or a policy that needs the future, TypeError or BudgetError for a budget that
-        is none or below what the policy pins.
+        `bits` (8 or 4) stores keys and values quantised, as in `finite`. Raises ValueError for no cells or a policy that
+        needs the future, TypeError or BudgetError for a budget that is none or below what the policy pins.
         """
         if not cells:
             raise ValueError("no cells; give at least one (policy, budget)")
@@ -92,21 +98,22 @@ class Prefill:
         for policy, _ in cells:
             equipment.check(policy, f"{HOST} of {type(self.lm.model).__name__}", frozenset({"second_pass"}))
         with normal_tensors():
-            return Forks(self, list(cells), equipment)
+            return Forks(self, list(cells), equipment, None if bits is None else Quantised(bits))
 
     def _keep(self, layer: int, view: View) -> None:
         for name in ("queries", "keys", "values"):
             getattr(view, name)  # made now, and kept by the view
         self._layers[layer] = view
 
-    def seed(self, layer: int, cells: Sequence[Cell], equipment: Equipment) -> list[Slots]:
+    def seed(self, layer: int, cells: Sequence[Cell], equipment: Equipment, code: Quantised | None) -> list[Slots]:
         """What each cell keeps of one layer, where all its heads get equal shares."""
         whole, tokens = self._layers[layer], len(self.ids)
         bag = Bag.of(1, [layer], len(whole.layer), whole.groups, whole.layer.device)
         shown: View | None = None
         kept = []
         for policy, budget in cells:
-            slots = Slots(bag, budget.at(layer, self.layers) if isinstance(budget, Allocation) else budget)
+            own = budget.at(layer, self.layers) if isinstance(budget, Allocation) else budget
+            slots = Slots(bag, own, code=code)
             slots.learn(whole.groups, None if whole.window is None else int(whole.window[0]))
             slots.stage(tokens, keys=whole.keys, values=whole.values)
             if shown is None:
@@ -183,7 +190,7 @@ class Forks:
     `[i]` is the `FiniteCache` of cell i, as `finite` with the text as one call leaves it. `seconds` is what evicting took.
     """
 
-    def __init__(self, pre: Prefill, cells: list[Cell], equipment: Equipment):
+    def __init__(self, pre: Prefill, cells: list[Cell], equipment: Equipment, code: Quantised | None):
         self.pre, self.cells = pre, cells
         start = time.perf_counter()
         groups: dict[object, list[int]] = {}
@@ -194,22 +201,23 @@ class Forks:
         for members in self._members:
             policies, budget = [cells[i][0] for i in members], cells[members[0]][1]
             policy = policies[0] if len(members) == 1 else Cast(tuple(policies))
-            self._caches.append(FiniteCache(policy, budget, pre.layers, pre.kv_heads, pre.query_aware, equipment))
+            shape = (pre.layers, pre.kv_heads)
+            self._caches.append(FiniteCache(policy, budget, *shape, pre.query_aware, equipment, code=code))
         for number in range(pre.layers):
-            self._seed(number, equipment)
+            self._seed(number, equipment, code)
         self.seconds = time.perf_counter() - start
 
-    def _seed(self, number: int, equipment: Equipment) -> None:
+    def _seed(self, number: int, equipment: Equipment, code: Quantised | None) -> None:
         even = [place for place, cache in enumerate(self._caches) if not _uneven(cache.budget)]
         cells = [i for place in even for i in self._members[place]]
-        kept = dict(zip(cells, self.pre.seed(number, [self.cells[i] for i in cells], equipment), strict=True))
+        kept = dict(zip(cells, self.pre.seed(number, [self.cells[i] for i in cells], equipment, code), strict=True))
         for place, cache in enumerate(self._caches):
             layer, mine = cache.layers[number], self._members[place]
             if place not in even:
                 self.pre.feed(layer)
             else:
                 share = partial(cache.policy.joined, heads=len(kept[mine[0]].bag)) if len(mine) > 1 else _only
-                layer.take_over(Slots.join([kept[i] for i in mine], cache.meter, share), len(mine))
+                layer.take_over(Slots.join([kept[i] for i in mine], cache.meter, share), len(mine), self.pre.dtype)
 
     def __len__(self) -> int:
         return len(self.cells)

@@ -18,6 +18,7 @@ from .bag import Bag
 from .cast import Cast
 from .core import Allocation, Policy, check_allocation, check_needs
 from .needs import LIVE, Equipment
+from .quantise import Quantised
 from .ragged import Ragged
 from .renumber import POSITIONS, Renumbering, check_positions
 from .slots import Meter, Slots
@@ -40,13 +41,13 @@ class FiniteLayer(CacheLayerMixin):
         self.batch, kv_heads = key_states.shape[:2]
         with normal_tensors():
             bag = Bag.of(self.batch, [self.number], kv_heads, 1, key_states.device)
-            budget, meter, layers = self.cache.budget, self.cache.meter, len(self.cache.layers)
+            budget, meter, layers, code = self.cache.budget, self.cache.meter, len(self.cache.layers), self.cache.code
             if not isinstance(budget, Allocation):
-                self.slots = Slots(bag, budget, meter)
+                self.slots = Slots(bag, budget, meter, code=code)
             elif budget.even:
-                self.slots = Slots(bag, budget.at(self.number, layers), meter)
+                self.slots = Slots(bag, budget.at(self.number, layers), meter, code=code)
             else:
-                self.slots = Ragged(bag, budget, layers, meter)
+                self.slots = Ragged(bag, budget, layers, meter, code=code)
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
@@ -159,11 +160,10 @@ class FiniteLayer(CacheLayerMixin):
         made = self.cache.equipment.prepared(needs, self.number, lambda: self.slots.staged_new("values"), self.batch)
         return made if self.repeated is None else {**made, "second_pass": lambda: self.repeated}
 
-    def take_over(self, slots: Slots, batch: int) -> None:
-        """Hold what has been chosen elsewhere."""
-        self.slots, self.batch = slots, batch
-        keys = slots.data["keys"]
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+    def take_over(self, slots: Slots, batch: int, dtype: torch.dtype) -> None:
+        """Hold what has been chosen elsewhere, of keys of this type."""
+        self.slots, self.batch, self.dtype = slots, batch, dtype
+        self.device, self.is_initialized = slots.bag.layer.device, True
 
     def get_seq_length(self) -> int:
         return self.slots.seen if self.slots else 0
@@ -213,7 +213,9 @@ class FiniteCache(Cache):
         query_aware: bool = False,
         equipment: Equipment | None = None,
         renumbering: Renumbering | None = None,
+        code: Quantised | None = None,
     ):
+        self.code = code
         self.policy, self.budget, self.query_aware, self.equipment = policy, budget, query_aware, equipment
         self.renumbering = renumbering
         self.meter, self.together = Meter(), Together(policy)
@@ -222,8 +224,9 @@ class FiniteCache(Cache):
 
     def __repr__(self) -> str:
         positions = POSITIONS[self.renumbering is not None]
+        bits = "" if self.code is None else f"bits={self.code.bits}, "
         return (
-            f"FiniteCache({self.policy!r}, budget={self.budget}, positions={positions!r}, seen={self.seen}, "
+            f"FiniteCache({self.policy!r}, budget={self.budget}, positions={positions!r}, {bits}seen={self.seen}, "
             f"nbytes={self.nbytes})"
         )
 
@@ -293,10 +296,19 @@ class FiniteCache(Cache):
         policy, own = self.policy, dict
         if isinstance(policy, Cast):
             policy, own = policy.policies[sequence], partial(policy.own, sequence)
-        cache = FiniteCache(policy, self.budget, len(self.layers), self._kv_heads, self.query_aware, self.equipment)
+        cache = FiniteCache(
+            policy,
+            self.budget,
+            len(self.layers),
+            self._kv_heads,
+            self.query_aware,
+            self.equipment,
+            self.renumbering,
+            self.code,
+        )
         with normal_tensors():
             for mine, theirs in zip(cache.layers, self.layers, strict=True):
-                mine.take_over(theirs.slots.alone(sequence, cache.meter, own), 1)
+                mine.take_over(theirs.slots.alone(sequence, cache.meter, own), 1, theirs.dtype)
         return cache
 
     def crop(self, *args) -> None:
@@ -326,15 +338,18 @@ def finite(
     budget: int | Allocation,
     query_aware: bool = False,
     positions: str = "original",
+    bits: int | None = None,
 ) -> Iterator[FiniteCache]:
     """Within it the model forgets by `policy`: pass the cache it yields as `past_key_values` to the model or `generate`.
 
     `budget` is the number of entries that each KV head may hold between calls, or an Allocation, which shares an average
-    number out over layers and heads. `query_aware` says that the question
-    is among the tokens seen before the eviction, and is shown to the policy. The cache can be read after the `with`.
+    number out over layers and heads. `query_aware` says that the question is among the tokens seen before the eviction,
+    and is shown to the policy. The cache can be read after the `with`.
     With `positions="renumbered"` keys and queries stand at their rank among what their head holds, as in StreamingLLM's
     own code, instead of where the text has them: what a policy sees of them too; `view.positions` and the expiry still
     tell of the text. It costs a rotation of every key at every call.
+    `bits` (8 or 4) stores keys and values quantised (`fmlab.quantise`); a call still attends to its own tokens as they
+    came.
     Raises RuntimeError inside another `finite` of the same model, ValueError for a model whose attention cannot be
     reached, a batch of unequal lengths or a policy that breaks its contract, BudgetError for a budget below what the
     policy pins.
@@ -342,6 +357,7 @@ def finite(
     check_positions(positions)
     renumbered = positions == "renumbered"
     check_needs(policy, LIVE - {"pre_rope"} if renumbered else LIVE, f"a live model with {positions} positions")
+    code = None if bits is None else Quantised(bits)
     with attached(model):
         equipment = Equipment(model) if policy.needs else None
         if equipment is not None:
@@ -352,7 +368,9 @@ def finite(
         renumbering = Renumbering(model) if renumbered else None
         watch = model.register_forward_hook(_check_reached, with_kwargs=True)
         try:
-            yield FiniteCache(policy, budget, config.num_hidden_layers, kv_heads, query_aware, equipment, renumbering)
+            yield FiniteCache(
+                policy, budget, config.num_hidden_layers, kv_heads, query_aware, equipment, renumbering, code
+            )
         finally:
             watch.remove()
 

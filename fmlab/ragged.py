@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .bag import Bag
 from .core import Allocation, BudgetError, Policy, Stats, ask, check_numbers, select
+from .quantise import Quantised
 from .slots import Meter, Slots
 from .view import View, normal_tensors
 
@@ -53,6 +54,7 @@ class Ragged:
         layers: int,
         meter: Meter | None = None,
         window: Int[Tensor, " heads"] | None = None,
+        code: Quantised | None = None,
     ):
         self.bag, self.allocation, self.layers, self.meter = bag, allocation, layers, meter or Meter()
         crowds: dict[tuple[int, int], list[int]] = {}
@@ -64,7 +66,8 @@ class Ragged:
         self.limit = torch.tensor(self._shares, device=bag.layer.device)  # what the policy is promised
         heads = torch.arange(len(bag), device=bag.layer.device).split(1)
         self.rows = [
-            Slots(bag.pick(head, False), share, self.meter) for head, share in zip(heads, self._shares, strict=True)
+            Slots(bag.pick(head, False), share, self.meter, code=code)
+            for head, share in zip(heads, self._shares, strict=True)
         ]
         self.window: Tensor | None = None
         self._new = 0

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from .bag import Bag
 from .core import Policy, Stats, step
+from .quantise import Quantised
 from .view import View, normal_tensors, ordinary
 
 NEVER = 1 << 62  # the expiry of an entry that is still held; a power of two, since `pad` passes it as a double
@@ -51,8 +52,15 @@ class Slots:
     entry evicted last, and the newcomer overwrites it: O(1) bytes a step.
     """
 
-    def __init__(self, bag: Bag, budget: int, meter: Meter | None = None, window: Int[Tensor, " heads"] | None = None):
-        self.bag, self.budget, self.meter, self.window = bag, budget, meter or Meter(), window
+    def __init__(
+        self,
+        bag: Bag,
+        budget: int,
+        meter: Meter | None = None,
+        window: Int[Tensor, " heads"] | None = None,
+        code: Quantised | None = None,
+    ):
+        self.bag, self.budget, self.meter, self.window, self.code = bag, budget, meter or Meter(), window, code
         device = bag.layer.device
         self.held = self.seen = 0
         self.data: dict[str, Tensor] = {}  # (heads, slots, d)
@@ -62,12 +70,17 @@ class Slots:
         self._free: Tensor | None = None  # (heads, 1): the free one of the first held + 1; None where it is the last
         self._expiry = torch.empty(len(bag), 0, dtype=torch.int64, device=device)
         self._staged: _Staged | None = None
+        self._unpacked: dict[str, Tensor] = {}  # what was read of the staged call, where it is stored quantised
         self._counted = 0
 
     def stage(self, new: int, **data: Tensor) -> None:
-        """Lay `new` entries beside those held: each of `data` is (heads, new, d)."""
-        total = self.held + new
+        """Lay `new` entries beside those held: each of `data` is (heads, new, d). Where entries are stored quantised, those
+        that arrive are still read as they came."""
+        self._unpacked.clear()
+        total, arrived = self.held + new, data
         with normal_tensors():
+            if self.code is not None:
+                data = self.code.pack(data)
             if self._expiry.shape[1] < self.seen + new:
                 self._expiry = pad(self._expiry, (0, max(new, RECORD)), value=NEVER)
                 self._count()
@@ -77,16 +90,16 @@ class Slots:
             if new > 1:
                 places = torch.arange(self.seen, self.seen + new, device=self._positions.device)
                 positions = torch.cat([self._positions[:, : self.held], places.expand(len(self.bag), new)], 1)
-                columns = {name: self._beside(name, arrived) for name, arrived in data.items()}
+                columns = {name: self._beside(name, column) for name, column in data.items()}
                 self._count(positions, *columns.values())
             else:
                 self._write(data)
                 positions, columns = _first(total, self._positions), {k: _first(total, c) for k, c in self.data.items()}
-            self._staged = _Staged(new, positions, columns, stats, data)
+            self._staged = _Staged(new, positions, columns, stats, arrived)
 
     def staged(self, name: str) -> Tensor:
         """The entries held and the arriving ones, (heads, held + new, d)."""
-        return self._staged.data[name]
+        return self._staged.data[name] if self.code is None else self._unpack(name)
 
     def staged_new(self, name: str) -> Tensor:
         """The arriving entries, (heads, new, d), in order of position."""
@@ -153,6 +166,7 @@ class Slots:
         )  # then every tensor was replaced by one of its size
         self._positions, self.data, self.stats, self._free = positions, data, stats, free
         self.held, self.seen, self._staged = held, seen, None
+        self._unpacked.clear()
         if not steady:
             self._count()
 
@@ -240,7 +254,7 @@ class Slots:
         first = several[0]
         bags = [replace(each.bag, sequence=torch.full_like(each.bag.sequence, i)) for i, each in enumerate(several)]
         window = None if first.window is None else torch.cat([each.window for each in several])
-        joined = cls(Bag.join(bags), first.budget, meter, window)
+        joined = cls(Bag.join(bags), first.budget, meter, window, first.code)
         joined.limit = torch.cat([each.limit for each in several])
         joined.held, joined.seen = first.held, first.seen
         joined._positions = torch.cat([each._positions for each in several])
@@ -254,7 +268,7 @@ class Slots:
         """An independent copy of one sequence; `own` gives its columns out of those of all."""
         rows, bag = self.bag.part((sequence,))
         window = None if self.window is None else self.window[rows]
-        only = Slots(replace(bag, sequence=torch.zeros_like(bag.sequence)), self.budget, meter, window)
+        only = Slots(replace(bag, sequence=torch.zeros_like(bag.sequence)), self.budget, meter, window, self.code)
         only.limit, only.held, only.seen = self.limit[rows], self.held, self.seen
         only._positions, only._expiry = self._positions[rows], self._expiry[rows]
         only._free = None if self._free is None else self._free[rows]
@@ -262,6 +276,26 @@ class Slots:
         only.stats = own({name: column[rows] for name, column in self.stats.items()})
         only._count()
         return only
+
+    def _unpack(self, name: str) -> Tensor:
+        """What is stored, unpacked, and what arrived, as it came."""
+        if name not in self._unpacked:
+            now, exact = self._staged, self._staged.arrived[name]
+            with normal_tensors():
+                if now.new == 1:
+                    vectors = self.code.unpack(now.data, name)
+                    slot = (
+                        exact.new_full((len(exact), 1), self.held, dtype=torch.int64)
+                        if self._free is None
+                        else self._free
+                    )
+                    vectors.scatter_(1, slot[..., None].expand_as(exact), exact)
+                else:
+                    held = {key: column[:, : self.held] for key, column in now.data.items()}
+                    vectors = torch.cat([self.code.unpack(held, name), exact], 1) if self.held else exact
+            self._unpacked[name] = vectors
+            self.meter.pass_by(*self._unpacked.values())
+        return self._unpacked[name]
 
     def _write(self, data: dict[str, Tensor]) -> None:
         """Lay one arriving entry a head into the free slot."""

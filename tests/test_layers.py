@@ -18,12 +18,12 @@ HUB = "huggingface_hub filelock platformdirs tqdm safetensors transformers token
 # room: its own modules (a package counts as one), which of ours it may import, which packages of others
 ROOMS = {
     "core": ("core view bag rope", "", ""),
-    "slots": ("slots ragged", "core view bag", ""),
+    "slots": ("slots ragged quantise", "core view bag", ""),
     "policies": ("policies", "core view", ""),
     "traces": ("trace", "core view bag rope slots ragged", "safetensors"),
     "live": (
         "live forks cast together record watch repeat needs renumber attach attention masked",
-        "core view bag rope slots ragged trace language",
+        "core view bag rope slots ragged quantise trace language",
         "transformers",
     ),
     "models": ("models weights language dequantise", "", f"{HUB} gguf"),
