@@ -129,7 +129,7 @@ def _picked(name: str, rows: Tensor, turns: list[Turn]) -> Tensor:
     for turn in turns:
         heads = len(turn.slots.bag)
         mine = rows[(rows >= start) & (rows < start + heads)] - start
-        found.append(turn.slots.staged(name).index_select(0, mine))
+        found.append(getattr(turn.view, name).index_select(0, mine))
         start += heads
     return torch.cat(found)
 
