@@ -10,11 +10,16 @@ from time import perf_counter
 import numpy as np
 
 
-def arguments(about: str) -> argparse.Namespace:
-    """The options that every benchmark takes."""
+def options(about: str) -> argparse.ArgumentParser:
+    """The options that every benchmark takes, for one that takes more."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--toy", action="store_true", help="tiny sizes: does it run at all? The figures mean nothing")
-    return parser.parse_args()
+    return parser
+
+
+def arguments(about: str) -> argparse.Namespace:
+    """The options that every benchmark takes."""
+    return options(about).parse_args()
 
 
 def seconds(run: Callable[[], object]) -> float:

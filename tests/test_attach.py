@@ -122,3 +122,21 @@ def test_an_interrupt_in_the_middle_of_generate(model, layer, where):
                 RuntimeError, match=f"interrupted in the middle of a call after {seen} tokens.*start a new"
             ):
                 model(input_ids=IDS[:, :1], past_key_values=cache)
+
+
+@torch.no_grad()
+def test_a_wrapper_of_every_attention_may_hand_dropout_on_by_place(model):
+    """As importing kvpress does to all that are registered."""
+    mine = AttentionInterface()["fmlab"]
+
+    def wrapper(module, query, key, value, attention_mask, dropout, **kwargs):
+        return mine(module, query, key, value, attention_mask, dropout, **kwargs)
+
+    with fm.finite(model, SinkWindow(), 8) as cache:
+        expected = model(input_ids=IDS, past_key_values=cache).logits
+    AttentionInterface.register("fmlab", wrapper)
+    try:
+        with fm.finite(model, SinkWindow(), 8) as cache:
+            assert torch.equal(model(input_ids=IDS, past_key_values=cache).logits, expected)
+    finally:
+        AttentionInterface.register("fmlab", mine)
