@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _MODULES = frozenset(
     (
-        "contract core figures intervals live masked metrics models policies published replays ruler tables tasks "
+        "contract core figures intervals live masked metrics models peers policies published replays ruler tables tasks "
         "texts trace widgets"
     ).split()
 )

@@ -184,11 +184,7 @@ class View:
     def mean_over_layer(self, scores: Float[Tensor, "heads n"]) -> Float[Tensor, "heads n"]:
         """The mean of `scores` over the heads of the same sequence and layer. Raises ValueError where these heads do
         not hold the same positions or stand in different views, as under an allocation that favours some of them."""
-        if not self._bag.whole:
-            raise ValueError(
-                "only some heads of a layer stand in this view: the others hold another number of entries, so a mean over "
-                "the layer has no meaning; use a policy that scores each head by itself, or one share for all heads"
-            )
+        self._check_whole()
         if self._alike(self._positions):
             return self._layer_means(scores)
         order = self._positions.argsort(-1)  # the same positions in another order
@@ -196,6 +192,19 @@ class View:
             raise ValueError("the heads of one layer hold different positions; a mean over them has no meaning")
         means = self._layer_means(scores.gather(-1, order))
         return torch.empty_like(means).scatter_(-1, order, means)
+
+    def whole_layers(self) -> list[Int[Tensor, " rows"]]:
+        """The rows of each sequence and layer. Raises ValueError where only some heads of a layer stand in this view."""
+        self._check_whole()
+        layer_of = self._bag.layer_of
+        return [(layer_of == number).nonzero()[:, 0] for number in range(int(layer_of.max()) + 1)]
+
+    def _check_whole(self) -> None:
+        if not self._bag.whole:
+            raise ValueError(
+                "only some heads of a layer stand in this view: the others hold another number of entries, so a mean over "
+                "the layer has no meaning; use a policy that scores each head by itself, or one share for all heads"
+            )
 
     def part(self, sequences: tuple[int, ...], needs: frozenset[str]) -> tuple[Int[Tensor, " rows"], "View"]:
         """The rows of these sequences of the batch, and a view of them alone for a policy with these needs."""

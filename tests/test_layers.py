@@ -37,6 +37,7 @@ ROOMS = {
     "sweep": ("sweep fingerprint provenance", "", "pandas joblib distributed tqdm"),
     "figures": ("figures", "intervals", "pandas plotly numpy"),
     "parse": ("parse", "core", ""),
+    "peers": ("peers", "core", "kvpress"),
     "compare": (
         "compare passage printed report",
         "core metrics intervals live record tasks texts language trace sweep provenance policies figures widgets",
