@@ -3,20 +3,18 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from fmlab import contract
+from fmlab import contract, policies
 from fmlab.contract import CHECKS, ContractError, check
 from fmlab.core import Policy, living_policies
 from fmlab.needs import LIVE
-from fmlab.policies import SinkWindow, SnapKV
+from fmlab.policies import H2O, DuoAttention, SinkWindow, SnapKV
 
 OURS = [kind() for kind in living_policies() if kind.__module__.startswith("fmlab.")]
-VARIANTS = [SinkWindow(0), SnapKV(window=5, kernel=3)]
+VARIANTS = [SinkWindow(0), SnapKV(window=5, kernel=3), DuoAttention(H2O(), by="area", recent=8)]
 
 
 def test_no_policy_of_the_library_is_left_out():
-    assert {"SlidingWindow", "SinkWindow", "Random", "KeyNorm", "H2O", "TOVA", "SnapKV"} <= {
-        type(p).__name__ for p in OURS
-    }
+    assert {type(p).__name__ for p in OURS} == set(policies.__all__)
 
 
 @pytest.mark.parametrize("checked", CHECKS, ids=lambda c: c.__name__)

@@ -280,3 +280,20 @@ def test_the_first_tokens_are_nothing_special_to_kvzip():
         repeated = trace.repeated.index_fill(-1, torch.arange(4), likely)
         held = fm.replay(replace(trace, repeated=repeated), KVZip(), 12, prefill=24) == 25
         assert bool(held[..., :4].any()) == bool(held[..., :4].all()) == kept
+
+
+def test_how_far_a_head_looks_is_what_falls_on_neither_sinks_nor_newest():
+    view = example(entries=40, new=40)
+    far = DuoAttention(sinks=3, recent=5, window=8).observe(view, {})["far"]
+    paid = view.attention(last=8)
+    for row in range(4):
+        by_query = [sum(float(paid[row, q, p]) for p in range(3, 32 + q + 1 - 5)) for q in range(8)]
+        assert far[row].tolist() == pytest.approx([sum(by_query) / 8] * 40)
+
+
+def test_heads_that_stream_go_on_streaming_when_an_allocation_parts_them():
+    trace, policy = replace(drawn(tokens=120), depth=2), DuoAttention(ObservedAttention(), sinks=4, recent=24)
+    held = (fm.replay(trace, policy, fm.policies.Ada(40), prefill=90) == 121).flatten(0, 1)
+    counts = held.sum(-1).tolist()
+    streaming = [row[:4].all().item() and row[4 - n :].all().item() for row, n in zip(held, counts, strict=True)]
+    assert len(set(counts)) > 1 and sum(streaming[:2]) == 1 == sum(streaming[2:])
