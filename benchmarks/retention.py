@@ -50,7 +50,7 @@ def long(wide: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     toy = arguments(__doc__).toy
     tokens, budgets, seeds = (700, [64], range(1)) if toy else (512, [64, 128, 256], range(6))
-    policies = [kind() for kind in living_policies(LIVE) if kind.__module__.startswith("fmlab.")]
+    policies = [kind() for kind in living_policies(LIVE) if kind.__module__.startswith("fmlab.policies.")]
     out = None if toy else ROOT / "runs" / "retention.sqlite"
     settings = {"tokens": tokens, "tiny": toy, "out": out}
     tables = [

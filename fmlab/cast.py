@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +23,7 @@ class Cast(Policy):
     after all of them. They may differ in type, and come back as the widest.
     """
 
+    listed: ClassVar[bool] = False
     policies: tuple[Policy, ...]
 
     @property

@@ -37,6 +37,8 @@ class Policy(ABC):
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """What a host must prepare (`future`, `pre_rope`, `output_projection`, `second_pass`). A host that cannot, raises."""
+    listed: ClassVar[bool] = True
+    """Whether it is one to choose from; False for what a host puts together itself."""
 
     def observe(self, view: View, stats: Stats) -> Stats:
         """Return the columns to remember, each (heads, n). Entries that came with this call arrive as zeros."""
@@ -52,7 +54,8 @@ class Policy(ABC):
 
 
 def living_policies(offered: frozenset[str] | None = None) -> list[type[Policy]]:
-    """Every concrete Policy class alive in this process, in order of name; a class defined again appears once, the newest.
+    """Every concrete Policy class alive in this process that is `listed`, in order of name; a class defined again appears
+    once, the newest.
 
     With `offered` only those for which a host with these preparations can serve, by what their class `needs`.
     """
@@ -60,7 +63,7 @@ def living_policies(offered: frozenset[str] | None = None) -> list[type[Policy]]
     while waiting:
         children = waiting.pop().__subclasses__()
         waiting += children
-        found |= {(c.__module__, c.__qualname__): c for c in children if not inspect.isabstract(c)}
+        found |= {(c.__module__, c.__qualname__): c for c in children if c.listed and not inspect.isabstract(c)}
     able = [c for c in found.values() if offered is None or _needs(c) <= offered]
     return sorted(able, key=lambda c: c.__name__)
 

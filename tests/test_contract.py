@@ -9,7 +9,7 @@ from fmlab.core import Policy, living_policies
 from fmlab.needs import LIVE
 from fmlab.policies import H2O, DuoAttention, SinkWindow, SnapKV
 
-OURS = [kind() for kind in living_policies() if kind.__module__.startswith("fmlab.")]
+OURS = [kind() for kind in living_policies() if kind.__module__.startswith("fmlab.policies.")]
 VARIANTS = [SinkWindow(0), SnapKV(window=5, kernel=3), DuoAttention(H2O(), by="area", recent=8)]
 
 

@@ -5,8 +5,9 @@ import torch
 
 import fmlab as fm
 from fmlab.cast import Cast
-from fmlab.core import Policy
+from fmlab.core import Policy, living_policies
 from fmlab.forks import _ended
+from fmlab.needs import LIVE
 from fmlab.policies import (
     H2O,
     TOVA,
@@ -200,6 +201,11 @@ def test_a_bad_policy_among_good_ones_is_named(bad, says):
     with pytest.raises(ValueError, match=rf"{type(bad).__name__}.*{says}"):
         with fm.finite(lm.model, cast, 8) as cache:
             lm.model(input_ids=torch.stack([CONTEXT, CONTEXT]), past_key_values=cache)
+
+
+def test_a_cast_is_nobodys_choice():
+    living = living_policies(LIVE)  # raises TypeError where it takes a Cast, which cannot be made of nothing
+    assert SinkWindow in living and Cast not in living
 
 
 def test_a_cast_keeps_the_columns_of_each():
