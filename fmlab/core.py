@@ -7,7 +7,7 @@ sees it. `mask(expiry)` is at once the truth about the run, an attention mask an
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from html import escape
 from typing import ClassVar
 
@@ -57,20 +57,24 @@ def living_policies(offered: frozenset[str] | None = None) -> list[type[Policy]]
     """Every concrete Policy class alive in this process that is `listed`, in order of name; a class defined again appears
     once, the newest.
 
-    With `offered` only those for which a host with these preparations can serve, by what their class `needs`.
+    With `offered` only those which a host with these preparations can serve, by what their class `needs`.
     """
     found, waiting = {}, [Policy]
     while waiting:
         children = waiting.pop().__subclasses__()
         waiting += children
         found |= {(c.__module__, c.__qualname__): c for c in children if c.listed and not inspect.isabstract(c)}
-    able = [c for c in found.values() if offered is None or _needs(c) <= offered]
+    able = [c for c in found.values() if offered is None or _served(c, offered)]
     return sorted(able, key=lambda c: c.__name__)
 
 
-def _needs(kind: type[Policy]) -> frozenset[str]:
-    """What a class needs; of a wrapper, whose needs hang on what it wraps, with its defaults."""
-    return frozenset(kind().needs if isinstance(kind.needs, property) else kind.needs)
+def _served(kind: type[Policy], offered: frozenset[str]) -> bool:
+    """Whether what a class needs is offered; of one whose needs hang on its fields, with its defaults, if it has them."""
+    if not isinstance(kind.needs, property):
+        return frozenset(kind.needs) <= offered
+    declared = fields(kind) if is_dataclass(kind) else ()
+    required = [f for f in declared if f.init and f.default is MISSING and f.default_factory is MISSING]
+    return not required and kind().needs <= offered
 
 
 def within(policy: Policy) -> Iterator[Policy]:

@@ -275,3 +275,25 @@ def test_what_a_policy_is_made_of():
 
     plain = Plain()
     assert list(within(plain)) == [plain]
+
+
+def test_who_can_be_served_is_known_without_making_what_cannot_be_made():
+    @dataclass(frozen=True)
+    class Around(Policy):
+        """Needs what it wraps needs, and has no default."""
+
+        policy: Policy
+
+        @property
+        def needs(self):
+            return self.policy.needs
+
+        def score(self, view, stats):
+            return self.policy.score(view, stats)
+
+    class Demanding(SinkWindow):
+        needs = frozenset({"future"})
+
+    assert {Around, Demanding} <= set(living_policies())
+    served = living_policies(frozenset({"pre_rope"}))
+    assert not {Around, Demanding} & set(served) and {ChunkKV, SinkWindow} <= set(served)
