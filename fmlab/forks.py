@@ -1,7 +1,8 @@
 """One prefill, then a whole grid: every policy and budget evicts from the same cache, and all of them decode as a batch."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from functools import partial
 
 import torch
@@ -241,12 +242,22 @@ class Forks:
     ) -> Float[Tensor, "cells n vocabulary"]:
         """Let every cell read the same further text or ids, in one call or in calls of `chunk` tokens, each followed by an
         eviction: the logits after each token, (cells, n, vocabulary). Raises ValueError for an empty text."""
+        return torch.cat([logits for logits, _ in self.read(text, chunk)], 1)
+
+    def read(
+        self, text: str | Sequence[int] | Tensor, chunk: int | None = None
+    ) -> Iterator[tuple[Float[Tensor, "cells n vocabulary"], "Forks"]]:
+        """As `logits`, one call after the other: the logits of each call, and the forks as they are after it (until the
+        next call is made), so that a long text need not have all its logits at once."""
         ids = self.pre.lm.ids(text)
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk={chunk}; give at least 1 token")
-        batch = _Batch(self)
-        parts = [batch.read(part.expand(len(self), -1)) for part in ids.split(chunk or len(ids))]
-        return torch.cat(parts, 1)[batch.order.argsort()]
+        batch, after = _Batch(self), copy(self)
+        after._caches = batch.caches
+        for part in ids.split(chunk or len(ids)):
+            with torch.no_grad():
+                logits = batch.read(part.expand(len(self), -1))[batch.order.argsort()]
+            yield logits, after
 
     @torch.no_grad()
     def generate(self, text: str | Sequence[int] | Tensor, max_new_tokens: int = 24) -> Int[Tensor, "cells new_tokens"]:

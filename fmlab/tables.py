@@ -99,3 +99,37 @@ def _told(table: pd.DataFrame) -> pd.DataFrame:
     if table["regret"].isna().any():
         table.attrs["regret"] = EMPTY_REGRET
     return table
+
+
+def foretold(fidelity: pd.DataFrame) -> pd.DataFrame:
+    """How far replays are off, a row a policy and budget of the rows of `fmlab.fidelity` with column `seed` (the text):
+    means over layers and texts of `live`, `replayed` and `overlap`, and the `gap` replayed - live with its 95% interval,
+    whole texts drawn."""
+    rows = []
+    for (policy, budget), part in fidelity.groupby(["policy", "budget"], sort=False):
+        gap = bootstrap((part["replayed"] - part["live"]).to_numpy(), part["seed"].to_numpy())
+        means = part[["live", "replayed", "overlap"]].mean().to_dict()
+        interval = {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
+        rows.append({"policy": policy, "budget": budget} | means | interval | {"texts": gap.clusters})
+    return pd.DataFrame(rows)
+
+
+def ranks_foretold(fidelity: pd.DataFrame) -> pd.DataFrame:
+    """How well replays rank policies, a row a budget: Spearman's correlation over the policies between the mass recall
+    replayed and the live one (`recall`), and between the mass recall replayed and the nats not lost live (`nll`), mean
+    over texts with 95% intervals, whole texts drawn. Raises ValueError for fewer than three policies."""
+    if (count := fidelity["policy"].nunique()) < 3:
+        raise ValueError(f"{count} policies have no ranking to speak of; give at least three")
+    rows = []
+    for budget, part in fidelity.groupby("budget"):
+        row: dict = {"budget": budget}
+        for name, other in {"recall": "live", "nll": "nll_delta"}.items():
+            signs = -1 if name == "nll" else 1
+            each = []
+            for _, text in part.groupby("seed"):
+                means = text.groupby("policy")[["replayed", other]].mean()
+                each.append(signs * means["replayed"].corr(means[other], method="spearman"))
+            interval = bootstrap(each)
+            row |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        rows.append(row | {"policies": part["policy"].nunique(), "texts": part["seed"].nunique()})
+    return pd.DataFrame(rows)

@@ -28,6 +28,7 @@ ROOMS = {
     ),
     "models": ("models weights language dequantise", "", f"{HUB} gguf"),
     "oracle": ("oracle", "core slots trace", "scipy"),
+    "fidelity": ("fidelity", "core slots trace live forks record metrics language", ""),
     "metrics": ("metrics intervals", "core slots trace oracle", ""),
     "replays": ("replays why", "core view trace oracle metrics", "safetensors"),
     "tables": ("tables", "core metrics intervals replays", "pandas"),

@@ -1,6 +1,7 @@
 """Charts of a table, one function each: a data frame in, a plotly Figure out, and nothing is measured on the way."""
 
 from .beside import ours_and_theirs
+from .foretold import overlap_by_layer, replay_against_live
 from .look import COLOURS, CONFIG, DASHES, FULL, GRID, MARKERS, NEUTRAL, TEMPLATE, Style, styles
 from .quality import (
     bytes_against_quality,
@@ -14,5 +15,5 @@ from .regret import lost_by_depth, lost_tokens, regret_bars
 __all__ = [
     "COLOURS", "CONFIG", "DASHES", "FULL", "GRID", "MARKERS", "NEUTRAL", "TEMPLATE", "Style",
     "bytes_against_quality", "lost_by_depth", "lost_tokens", "mass_recall_by_budget", "needle_heatmap", "nll_by_budget",
-    "ours_and_theirs", "regret_bars", "retention_by_depth", "styles",
+    "ours_and_theirs", "overlap_by_layer", "regret_bars", "replay_against_live", "retention_by_depth", "styles",
 ]  # fmt: skip
