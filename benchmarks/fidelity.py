@@ -11,7 +11,6 @@ import pandas as pd
 from paired import arguments
 
 import fmlab as fm
-from fmlab.core import living_policies
 from fmlab.fidelity import fidelity
 from fmlab.needs import LIVE
 
@@ -27,13 +26,12 @@ def model(tiny: bool):
 def cell(seed, tokens, first, chunk, budgets, tiny):
     """One text under every policy that a live model can run, at every budget that it can keep."""
     lm = model(tiny)
-    kinds = [kind for kind in living_policies(LIVE) if kind.__module__.startswith("fmlab.policies.")]
-    cells = [(kind(), budget) for budget in budgets for kind in kinds if _fits(lm, kind(), budget)]
+    cells = [(policy, budget) for budget in budgets for policy in fm.policies.every(LIVE) if _fits(policy, budget)]
     ids = lm.ids(" ".join(fm.texts.haystack(tokens, seed)))[:tokens]
     return {"rows": json.dumps(fidelity(lm, ids, cells, first, chunk))}
 
 
-def _fits(lm, policy, budget) -> bool:
+def _fits(policy, budget) -> bool:
     try:
         fm.prefill(fm.tiny(), list(range(3 * budget))).fork([(policy, budget)])
     except fm.BudgetError:

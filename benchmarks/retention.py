@@ -10,7 +10,6 @@ import pandas as pd
 from paired import arguments
 
 import fmlab as fm
-from fmlab.core import living_policies
 from fmlab.needs import LIVE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +49,7 @@ def long(wide: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     toy = arguments(__doc__).toy
     tokens, budgets, seeds = (700, [64], range(1)) if toy else (512, [64, 128, 256], range(6))
-    policies = [kind() for kind in living_policies(LIVE) if kind.__module__.startswith("fmlab.policies.")]
+    policies = fm.policies.every(LIVE)
     out = None if toy else ROOT / "runs" / "retention.sqlite"
     settings = {"tokens": tokens, "tiny": toy, "out": out}
     tables = [

@@ -8,10 +8,9 @@ import pytest
 import fmlab as fm
 from fmlab import comparison
 from fmlab.cli import main
-from fmlab.core import living_policies
 from fmlab.needs import LIVE
 
-OURS = [kind for kind in living_policies(LIVE) if kind.__module__.startswith("fmlab.policies.")]
+OURS = fm.policies.every(LIVE)
 OWN = """
 from dataclasses import dataclass
 import fmlab as fm
@@ -81,7 +80,7 @@ PIN_MORE = {"ChunkKV", "CriticalKV", "DuoAttention", "Finch", "LagKV", "SimLayer
 def test_by_default_every_policy_of_the_library_at_shares_of_the_context(run):
     code, out, _, _ = run("--json", "--facts", "0")
     rows = json.loads(out)
-    known = sorted(repr(kind()) for kind in OURS)
+    known = sorted(map(repr, OURS))
     assert code == 0 and sorted({row["policy"] for row in rows[1:]}) == known
     assert [row["budget"] for row in rows[1:4]] == [25, 50, 100]
     refused = {(row["policy"], row["budget"]) for row in rows if row["refused"]}

@@ -1,5 +1,6 @@
 """Eviction policies for a KV cache, one module a family; each is a score."""
 
+from ..core import Policy
 from .allocation import Ada as Ada  # not in __all__, which lists the policies
 from .allocation import PerLayer as PerLayer
 from .allocation import Pyramid as Pyramid
@@ -39,3 +40,10 @@ __all__ = [
     "SnapKV",
     "ValueWeighted",
 ]
+
+
+def every(offered: frozenset[str] | None = None) -> list[Policy]:
+    """One of each policy here, with its defaults; with `offered` only those that a host with these preparations can serve
+    (`fmlab.needs.LIVE` is what a live model offers)."""
+    made = [globals()[name]() for name in __all__]
+    return [policy for policy in made if offered is None or policy.needs <= offered]
