@@ -11,6 +11,7 @@ import pandas as pd
 from paired import arguments
 
 import fmlab as fm
+from fmlab.contract import fits
 from fmlab.fidelity import fidelity
 from fmlab.needs import LIVE
 
@@ -26,17 +27,9 @@ def model(tiny: bool):
 def cell(seed, tokens, first, chunk, budgets, tiny):
     """One text under every policy that a live model can run, at every budget that it can keep."""
     lm = model(tiny)
-    cells = [(policy, budget) for budget in budgets for policy in fm.policies.every(LIVE) if _fits(policy, budget)]
+    cells = [(policy, budget) for budget in budgets for policy in fm.policies.every(LIVE) if fits(policy, budget)]
     ids = lm.ids(" ".join(fm.texts.haystack(tokens, seed)))[:tokens]
     return {"rows": json.dumps(fidelity(lm, ids, cells, first, chunk))}
-
-
-def _fits(policy, budget) -> bool:
-    try:
-        fm.prefill(fm.tiny(), list(range(3 * budget))).fork([(policy, budget)])
-    except fm.BudgetError:
-        return False
-    return True
 
 
 def long(table: pd.DataFrame) -> pd.DataFrame:

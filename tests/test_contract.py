@@ -28,6 +28,10 @@ def test_every_policy_keeps_the_contract(policy, checked):
         assert checked(policy) is None
 
 
+def test_a_budget_fits_that_holds_what_is_pinned():
+    assert contract.fits(SinkWindow(4), 5) and not contract.fits(SinkWindow(4), 4)
+
+
 @dataclass(frozen=True)
 class Bad(Policy):
     """What the policies below have in common: by themselves they keep the newest."""
