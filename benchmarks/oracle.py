@@ -20,8 +20,7 @@ def main() -> None:
         optimum = mass_recall(trace, best[0])
         heads = optimum.numel()
         took.append({"tokens": tokens, "budget": budget, "heads": heads, "seconds": round(time, 2)})
-        for name in fm.policies.__all__:
-            policy = getattr(fm.policies, name)()
+        for policy in fm.policies.every(trace.offers):
             try:
                 recall = mass_recall(trace, fm.replay(trace, policy, budget))
             except fm.BudgetError:
