@@ -5,9 +5,11 @@ one batch. kvpress's pipeline reads the text anew for every cell and answers it 
 text is read once, its full cache repeated 48 times, and all rows answer as one batch, for as many steps as fmlab took.
 Texts are read in turn by all three, in random order, on one machine and in one call; a ratio is a mean over texts with its
 interval. `agree` is the share of cells in which fmlab and kvpress say the same: they keep the same of the text
-(benchmarks/peers.py), but fmlab holds its budget while it answers and kvpress lets the memory grow.
+(benchmarks/peers.py), but fmlab holds its budget while it answers and kvpress lets the memory grow. `lent`, with --check,
+is the share in which kvpress's own decoder says the same from the memory that fmlab forked, for the first text.
 
-`python benchmarks/grid_vs_kvpress.py [--needles 1] [--policies KeyNorm,TOVA] [--no-kvpress]` goes on in runs/peers-venv,
+`python benchmarks/grid_vs_kvpress.py [--needles 1] [--policies KeyNorm,TOVA] [--check]
+[--no-kvpress]` goes on in runs/peers-venv,
 which it makes where kvpress is not installed. With --toy nothing is installed, and kvpress is left out where it is missing.
 """
 
@@ -46,6 +48,7 @@ class Needle:
     sample: fm.tasks.Sample
     question: torch.Tensor
     said: dict[str, list[str]]
+    forks: object = None  # of fmlab's last run
 
     @property
     def asked(self) -> str:
@@ -63,7 +66,7 @@ def ours(lm: fm.LanguageModel, needle: Needle, cells: list, new: int) -> dict[st
     pre = fm.prefill(lm, needle.sample.context_ids)
     read = perf_counter()
     forks = pre.fork([(policy, budget) for policy, _, _, budget in cells])
-    forked = perf_counter()
+    forked, needle.forks = perf_counter(), forks
     said = forks.generate(needle.question, new)
     answered = perf_counter()
     needle.said["fmlab"] = [lm.tokenizer.decode(row, skip_special_tokens=True).strip() for row in said]
@@ -114,6 +117,22 @@ def theirs(lm: fm.LanguageModel, needle: Needle, cells: list, new: int) -> dict[
     return {"seconds": took}
 
 
+@torch.no_grad()
+def lent(lm: fm.LanguageModel, needle: Needle, new: int) -> list[str]:
+    """What kvpress's decoder says from each memory that fmlab forked, letting it grow as kvpress does."""
+    import kvpress  # noqa: F401
+    from transformers import pipeline
+
+    pipe, said = pipeline("kv-press-text-generation", model=lm.model, tokenizer=lm.tokenizer), []
+    for cell in range(len(needle.forks)):
+        cache = DynamicCache()
+        for number, layer in enumerate(needle.forks[cell].layers):
+            slots = layer.slots
+            cache.update(slots.data["keys"][None, :, : slots.held], slots.data["values"][None, :, : slots.held], number)
+        said.append(pipe.generate_answer(needle.question[None], cache, len(needle.sample.context_ids), new).strip())
+    return said
+
+
 def steps(lm: fm.LanguageModel, said: torch.Tensor) -> int:
     """How many tokens the longest answer has, its end included."""
     ends = torch.isin(said, torch.tensor(lm.ends, dtype=said.dtype))
@@ -123,19 +142,21 @@ def steps(lm: fm.LanguageModel, said: torch.Tensor) -> int:
 def agreement(needles: list[Needle], cells: list) -> pd.DataFrame:
     """A row a policy: how often each system's answer is right, and how often they say the same."""
     rows = []
-    for n, (policy, _, _, budget) in enumerate(cells):
-        for needle in needles:
-            said = {system: answers[n] for system, answers in needle.said.items()}
-            row = {"policy": repr(policy), "budget": budget}
-            row |= {f"{system}_right": needle.answer in words for system, words in said.items()}
-            rows.append(row | ({"agree": len(set(said.values())) == 1} if len(said) > 1 else {}))
-    return pd.DataFrame(rows).drop(columns="budget").groupby("policy", sort=False).mean().round(3)
+    for needle in needles:
+        kvpress = needle.said.get("kvpress")
+        for n, cell in enumerate(cells):
+            row = {f"{system}_right": needle.answer in said[n] for system, said in needle.said.items()}
+            for name, system in {"agree": "fmlab", "lent": "lent"}.items() if kvpress else ():
+                row |= {name: needle.said[system][n] == kvpress[n]} if system in needle.said else {}
+            rows.append({name: float(value) for name, value in row.items()} | {"policy": repr(cell[0])})
+    return pd.DataFrame(rows).groupby("policy", sort=False).mean().round(3)
 
 
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--needles", type=int, default=5, help="texts (5)")
     parser.add_argument("--policies", default="", help="names, with commas between them (all 8)")
+    parser.add_argument("--check", action="store_true", help="fmlab's memories answered by kvpress's decoder, one text")
     parser.add_argument("--no-kvpress", action="store_true", help="fmlab and the floor alone")
     given = parser.parse_args()
     if not given.toy and not given.no_kvpress:
@@ -148,10 +169,10 @@ def main() -> None:
         parser.error(f"--policies {given.policies}: there are {', '.join(type(pair[0]).__name__ for pair in PAIRS)}")
     cells = [(*pair, budget) for pair in chosen for budget in BUDGETS]
     systems = {"fmlab": ours, "floor": floor}
-    if beside.there() and not given.no_kvpress:
+    if beside.there() and not (given.no_kvpress or given.toy):
         systems["kvpress"] = theirs
     else:
-        print("# kvpress is not installed here, or not wanted: its rows are left out")
+        print("# without kvpress, which is not installed here or not wanted: its rows are left out")
 
     needles, rows, order = [], [], random.Random(0)
     for seed in range(count):
@@ -165,6 +186,9 @@ def main() -> None:
         stock["seconds"] = stock["read"] + stock["fork"] + stock["answer"]
         about = {"text": seed, "tokens": len(sample.context_ids), "cells": len(cells)}
         rows += [{**about, "system": name, **took[name]} for name in systems]
+        if given.check and seed == 0 and "kvpress" in systems:
+            needle.said["lent"] = lent(lm, needle, new)
+        needle.forks = None
         needles.append(needle)
     table = pd.DataFrame(rows)
     print(f"# {lm!r}, at most {new} new tokens\n# {machine()}")

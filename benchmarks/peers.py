@@ -3,8 +3,10 @@
 `python benchmarks/peers.py` makes an environment with kvpress in runs/peers-venv, if kvpress is not installed, and goes
 on in it. A row a policy and share kept: in how many heads both keep the same entries (`equal`), differ only among entries
 whose scores in float64 lie within 1e-4 of the cut (`tied`), and in how many either keeps what float64 does not
-(`ours_wrong`, `theirs_wrong`). A second table names where kvpress departs from the method. With --toy nothing is
-installed: where kvpress is missing, fmlab alone is held to float64.
+(`ours_wrong`, `theirs_wrong`); `most_apart` is the most entries of a head that one keeps and the other does not. LagKV
+ranks within blocks, so one entry of every block has the rank at the cut, and all of these tie. A second table names
+where kvpress departs from the method. With --toy nothing is installed: where kvpress is missing, fmlab alone is held to
+float64.
 """
 
 from collections.abc import Callable
@@ -64,7 +66,7 @@ def parity(lm: fm.LanguageModel, ids: Tensor, toy: bool) -> list[dict]:
             theirs = kept(full, keys_of(lm, ids, make(press, 1 - share, **settings)))
             theirs_wrong, equal = wrong(scores[press], theirs), (ours == theirs).all(-1)
             row |= {"equal": int(equal.sum()), "tied": int((~equal & ~ours_wrong & ~theirs_wrong).sum())}
-            row |= {"theirs_wrong": int(theirs_wrong.sum())}
+            row |= {"most_apart": int((ours & ~theirs).sum(-1).max()), "theirs_wrong": int(theirs_wrong.sum())}
         rows.append(row | {"ours_wrong": int(ours_wrong.sum())})
     return rows
 
