@@ -14,6 +14,7 @@ which it makes where kvpress is not installed. With --toy nothing is installed, 
 """
 
 import random
+import sys
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -180,7 +181,10 @@ def main() -> None:
         needle = Needle(sample, lm.prompt(sample.context, sample.planted[0].fact.question)[1], {})
         if seed == 0:
             ours(lm, needle, cells[:: len(BUDGETS)], new)  # warm up
-        took = {name: systems[name](lm, needle, cells, new) for name in order.sample(list(systems), len(systems))}
+        took = {}
+        for name in order.sample(list(systems), len(systems)):
+            took[name] = systems[name](lm, needle, cells, new)
+            print(f"# text {seed}, {name}: done", file=sys.stderr, flush=True)
         stock = took["floor"]
         stock["answer"] = stock.pop("marks")[took["fmlab"]["steps"] - 1]  # as many steps as fmlab's longest answer
         stock["seconds"] = stock["read"] + stock["fork"] + stock["answer"]
