@@ -57,3 +57,29 @@ def test_bfloat16_runs(ids):
             logits = lm.model(input_ids=part, past_key_values=cache).logits
     assert logits.dtype == torch.bfloat16 and logits.isfinite().all()
     assert cache.nbytes == 33 * 30 * 3 * 64 * 2 * 2
+
+
+@torch.no_grad()
+def test_a_grid_from_one_prefill_says_what_the_runs_one_by_one_say(lm, ids):
+    context, question = ids[0, :200], ids[0, 200:212]
+    some = (
+        fm.policies.SinkWindow(),
+        fm.policies.H2O(),
+        fm.policies.TOVA(),
+        fm.policies.KeyDiff(),
+        fm.policies.SnapKV(),
+    )
+    cells = [(policy, budget) for policy in some for budget in (48, 96)] + [(fm.policies.SnapKV(), fm.policies.Ada(64))]
+    said, compared = fm.prefill(lm, context).fork(cells).generate(question, 8), 0
+    for (policy, budget), row in zip(cells, said.tolist(), strict=True):
+        with fm.finite(lm.model, policy, budget) as cache:
+            for part in (context, question):
+                logits = lm.model(input_ids=part[None], past_key_values=cache, logits_to_keep=1).logits[0, -1]
+            for token in row:
+                best = logits.topk(2)
+                if float(best.values[0] - best.values[1]) < 1e-3:
+                    break  # rounding decides from here on
+                assert int(best.indices[0]) == token
+                compared += 1
+                logits = lm.model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[0, -1]
+    assert compared > 6 * len(cells)
