@@ -12,7 +12,7 @@ from .nesting import remembered
 
 @dataclass(frozen=True)
 class KVZip(Policy):
-"""KVzip (arXiv:2505.23416): keep what the model looks at while it repeats the text.
+    """KVzip (arXiv:2505.23416): keep what the model looks at while it repeats the text.
 
     The score is the most attention that an entry received from any query of the repetition, in any query head of its KV
     head (equation 2); it is known before the text is read, so prefill chunks change nothing. That takes a second pass,
