@@ -11,7 +11,6 @@ most likely one, so that greedy decoding would have said it. `tail_nll` is of th
 
 import json
 import re
-from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -32,11 +31,6 @@ FACTS, SCORED, CHUNK = 6, 32, 64
 BUDGETS = (32, 64, 128, 256)
 FILLED = [(policy, budget) for policy in (SinkWindow(), H2O(), TOVA(), SnapKV(), KeyNorm()) for budget in (64, 128)]
 SHARED = [(SnapKV(), Ada(128)), (SnapKV(), Pyramid(128)), (SnapKV(), Pyramid(128, beta=3)), (TOVA(), Pyramid(128))]
-
-
-@cache
-def model(tiny: bool) -> fm.LanguageModel:
-    return fm.tiny() if tiny else fm.load()
 
 
 def policies() -> list[fm.Policy]:
@@ -140,7 +134,7 @@ def label(policy: fm.Policy, budget, tokens: int, bits: int | None) -> dict:
 
 def cell(mode, seed, tokens, tiny):
     """One text in one mode: its rows, as JSON."""
-    lm = model(tiny)
+    lm = fm.tiny() if tiny else fm.load()
     chunk = CHUNK if mode == "in-fill" else None
     rows = forked(lm, seed, tokens) if mode == "forks" else filled(lm, seed, tokens, chunk)
     return {"query_aware": False, "chunk": chunk, "rows": json.dumps(rows)}
