@@ -64,12 +64,16 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `fm.sweep` the function when Python binds the submodule of the same name after importing it."""
+    """Keeps `fm.sweep` the function when Python binds the submodule of the same name after importing it, and goes to
+    another process by name, as other modules do, with a function of a notebook that uses it."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if _HOMES.get(name) == name and isinstance(value, ModuleType):
             value = getattr(value, name)
         super().__setattr__(name, value)
+
+    def __reduce__(self) -> tuple:
+        return importlib.import_module, (self.__name__,)
 
 
 sys.modules[__name__].__class__ = _Package
