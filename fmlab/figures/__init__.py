@@ -2,6 +2,7 @@
 
 from .beside import ours_and_theirs
 from .foretold import overlap_by_layer, replay_against_live
+from .grid import bytes_frontier, footprint_against_quality, quality_by_budget
 from .look import COLOURS, CONFIG, DASHES, FULL, GRID, MARKERS, NEUTRAL, TEMPLATE, Style, styles
 from .quality import (
     bytes_against_quality,
@@ -14,6 +15,7 @@ from .regret import lost_by_depth, lost_tokens, regret_bars
 
 __all__ = [
     "COLOURS", "CONFIG", "DASHES", "FULL", "GRID", "MARKERS", "NEUTRAL", "TEMPLATE", "Style",
-    "bytes_against_quality", "lost_by_depth", "lost_tokens", "mass_recall_by_budget", "needle_heatmap", "nll_by_budget",
-    "ours_and_theirs", "overlap_by_layer", "regret_bars", "replay_against_live", "retention_by_depth", "styles",
+    "bytes_against_quality", "bytes_frontier", "footprint_against_quality", "lost_by_depth", "lost_tokens",
+    "mass_recall_by_budget", "needle_heatmap", "nll_by_budget", "ours_and_theirs", "overlap_by_layer",
+    "quality_by_budget", "regret_bars", "replay_against_live", "retention_by_depth", "styles",
 ]  # fmt: skip
