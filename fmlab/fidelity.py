@@ -10,7 +10,7 @@ from torch import Tensor
 from .core import Policy
 from .forks import prefill
 from .language import LanguageModel
-from .metrics import mass_recall
+from .metrics import Received
 from .record import record
 from .slots import split
 from .trace import replay
@@ -49,10 +49,10 @@ def fidelity(
         if progress is not None:
             progress(done)
     delta = torch.cat(losses, 1).mean(1)
-    rows = []
+    rows, received = [], Received(trace)
     for i, (policy, budget) in enumerate(cells):
         live, replayed = after[i].expiry, replay(trace, policy, budget, prefill=sizes)
-        both = (mass_recall(trace, each).mean(1) for each in (live, replayed))
+        both = (received.mass_recall(each).mean(1) for each in (live, replayed))
         held = _overlap(live, replayed, list(accumulate(split(len(ids), sizes))))
         label = {"policy": repr(policy), "budget": budget, "nll_delta": float(delta[i] - delta[-1])}
         for layer, mine, theirs, share in zip(trace.layers, *both, held, strict=True):
