@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import fmlab as fm
-from fmlab.policies import CUR, TOVA, KeyDiff, KeyNorm, LagKV, ObservedAttention, SinkWindow, SnapKV
+from fmlab.policies import CUR, TOVA, ExpectedAttention, KeyDiff, KeyNorm, LagKV, ObservedAttention, SinkWindow, SnapKV
 
 TOLERANCE = 1e-4  # of the score at the cut
 SHARES = (0.25, 0.5, 0.75)
@@ -37,6 +37,7 @@ def pairs(toy: bool) -> list[tuple[fm.Policy, str, dict, Callable[[Layer], Tenso
         (SnapKV(window), "SnapKVPress", {"window_size": window}, partial(formulas.snapkv, window=window)),
         (TOVA(), "TOVAPress", {}, formulas.tova),
         (ObservedAttention(), "ObservedAttentionPress", {}, formulas.observed_attention),
+        (ExpectedAttention(), "ExpectedAttentionPress", {}, formulas.expected_attention),
         (LagKV(lag=lag), "LagKVPress", {"lag_size": lag}, partial(formulas.lagkv, lag=lag)),
         (CUR(), "CURPress", {}, formulas.cur),
         (SinkWindow(), "StreamingLLMPress", {}, formulas.streaming),

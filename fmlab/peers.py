@@ -3,6 +3,7 @@
 from copy import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -28,6 +29,8 @@ class Press(Policy):
     numbers draws anew each time, so a run is repeated only with its seed. Raises ImportError without kvpress, TypeError
     for anything but a ScorerPress.
     """
+
+    listed: ClassVar[bool] = False  # no words spell a press
 
     press: object
     attentions: bool = False

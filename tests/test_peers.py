@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fmlab as fm
+from fmlab.core import living_policies
 from fmlab.policies import TOVA, Ada, KeyNorm, SinkWindow
 
 ORDER = torch.randperm(256, generator=torch.Generator().manual_seed(3))
@@ -92,6 +93,7 @@ def test_a_press_is_the_policy_that_it_imitates(press, name):
 def test_a_press_keeps_the_contract(press):
     assert len(fm.contract.check(press(Norm(0.3)))) > 8
     assert press(Norm(0.3)).press.compression_ratio == 0.3  # the user's own is left alone
+    assert press not in living_policies()
     assert repr(press(Norm())) == "Press(press=Norm(compression_ratio=0.0), attentions=False)"
 
 
