@@ -89,18 +89,22 @@ def losses(paid: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def certificate(loss: np.ndarray, gone: np.ndarray) -> float:
-    """By how much the assignment of `gone` to the slots can be from the best: cost minus the sum of feasible prices.
+    """By how much the assignment of `gone` to the slots can be from the best: cost minus the sum of feasible prices."""
+    slot_price, price = prices(loss, gone)
+    return float(loss[np.arange(len(gone)), gone].sum() - slot_price.sum() - price.sum())
 
-    The prices are shortest paths in the graph of exchanges (what it costs to let another entry go instead), which exist
-    exactly if no exchange lowers the cost; what is infeasible by rounding is taken off the bound.
+
+def prices(loss: np.ndarray, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The proof itself: u (slots,) and v <= 0 (tokens,) with u_s + v_i <= loss_i(s), whatever the assignment `gone`.
+
+    They are shortest paths in the graph of exchanges (what it costs to let another entry go instead), and add up to the
+    cost exactly if no exchange lowers it; what is infeasible by rounding is taken off u.
     """
-    cost = loss[np.arange(len(gone)), gone]
-    exchange = loss - cost[:, None]
+    exchange = loss - loss[np.arange(len(gone)), gone][:, None]
     price = np.zeros(loss.shape[1])
     for _ in range(loss.shape[1]):
         lower = np.minimum(price, (price[gone][:, None] + exchange).min(0))
         if np.array_equal(lower, price):
             break
         price = lower
-    slot_price = (loss - price).min(1)  # feasible whatever `price` is, as long as it is not positive
-    return float(cost.sum() - slot_price.sum() - price.sum())
+    return (loss - price).min(1), price  # feasible whatever `price` is, as long as it is not positive

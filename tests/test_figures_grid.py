@@ -139,3 +139,13 @@ def test_fills_are_two_groups():
     assert left[1].y[1] == pytest.approx(cell.answer_nll.mean()) and left[1].error_y.array[1] > 0
     named = [trace.name for trace in figure.data if trace.x[0] is None]
     assert named == ["context in one call", "in chunks, evicting after each"]
+
+
+def test_what_is_gone_is_crossed_out():
+    attention = np.tril(np.full((3, 3), 0.25))
+    figure = figures.attention_and_evictions(attention, [2, 4, 4], ["a", "<b>", " "], "Three")
+    heat, gone = figure.data
+    assert list(heat.x) == ["0 a", "1 &lt;b&gt;", "2 ' '"] and heat.text[2][0] == "25" and heat.text[0][2] == ""
+    assert (list(gone.x), list(gone.y)) == (["0 a"], ["2 ' '"])
+    with pytest.raises(ValueError, match="2 expiries for 3 tokens"):
+        figures.attention_and_evictions(attention, [2, 4], ["a", "b", "c"], "Three")

@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy.optimize import linprog
 
 import fmlab as fm
 from fmlab.metrics import mass_recall, regret
-from fmlab.oracle import _solve, certificate, eviction_times, losses
+from fmlab.oracle import _solve, certificate, eviction_times, losses, prices
 from fmlab.policies import H2O, TOVA, Random, SinkWindow
 from fmlab.trace import replay, split
 
@@ -138,3 +139,19 @@ def test_progress_counts_heads_and_may_cancel(trace):
 
     with pytest.raises(KeyboardInterrupt):
         fm.oracle(trace, 8, progress=stop)
+
+
+def test_prices_are_a_proof_and_of_a_worse_run_none():
+    paid = drawn(8, seed=3)
+    times = eviction_times(8, 3)
+    loss = losses(paid, times)
+    gone = _solve(paid, times)
+    cost = loss[np.arange(len(gone)), gone].sum()
+    orders = (order for order in itertools.permutations(range(8), len(times)) if (np.array(order) < times).all())
+    assert cost == pytest.approx(min(loss[np.arange(len(times)), list(order)].sum() for order in orders))
+    for run in (gone, np.arange(len(times))):  # the best, and first in, first out
+        u, v = prices(loss, run)
+        assert (v <= 0).all() and (u[:, None] + v <= loss + 1e-12).all()
+        assert u.sum() + v.sum() <= cost + 1e-12
+    u, v = prices(loss, gone)
+    assert u.sum() + v.sum() == pytest.approx(cost, abs=1e-12)

@@ -1,6 +1,7 @@
 """Charts of a table, one function each: a data frame in, a plotly Figure out, and nothing is measured on the way."""
 
 from .beside import ours_and_theirs
+from .eight import attention_and_evictions
 from .foretold import overlap_by_layer, replay_against_live
 from .grid import bytes_frontier, footprint_against_quality, quality_by_budget
 from .look import COLOURS, CONFIG, DASHES, FULL, GRID, MARKERS, NEUTRAL, TEMPLATE, Style, styles
@@ -15,7 +16,8 @@ from .regret import lost_by_depth, lost_tokens, regret_bars
 
 __all__ = [
     "COLOURS", "CONFIG", "DASHES", "FULL", "GRID", "MARKERS", "NEUTRAL", "TEMPLATE", "Style",
-    "bytes_against_quality", "bytes_frontier", "footprint_against_quality", "lost_by_depth", "lost_tokens",
+    "attention_and_evictions", "bytes_against_quality", "bytes_frontier", "footprint_against_quality", "lost_by_depth",
+    "lost_tokens",
     "mass_recall_by_budget", "needle_heatmap", "nll_by_budget", "ours_and_theirs", "overlap_by_layer",
     "quality_by_budget", "regret_bars", "replay_against_live", "retention_by_depth", "styles",
 ]  # fmt: skip
