@@ -141,7 +141,7 @@ def test_fills_are_two_groups():
     assert named == ["context in one call", "in chunks, evicting after each"]
 
 
-def test_what_is_gone_is_crossed_out():
+def test_what_is_gone_is_struck_out():
     attention = np.tril(np.full((3, 3), 0.25))
     figure = figures.attention_and_evictions(attention, [2, 4, 4], ["a", "<b>", " "], "Three")
     heat, gone = figure.data

@@ -6,13 +6,13 @@ from html import escape
 import numpy as np
 import plotly.graph_objects as go
 
-from .look import finish
+from .look import COLOURS, finish
 
 
 def attention_and_evictions(
     attention: np.ndarray, expiry: Sequence[int], tokens: Sequence[str], title: str
 ) -> go.Figure:
-    """Attention of one head (queries, entries) in hundredths, crossed out from the query on that no longer sees it.
+    """Attention of one head (queries, entries) in hundredths, struck out from the query on that no longer sees it.
 
     `expiry` has an entry's first query that does not see it, as a run has. Made for a few tokens; raises ValueError
     for shapes that do not belong together.
@@ -37,7 +37,7 @@ def attention_and_evictions(
     queries, entries = gone.nonzero()
     figure.add_scatter(
         x=[names[i] for i in entries], y=[names[q] for q in queries], mode="markers", name="evicted: no longer seen",
-        marker={"symbol": "x-thin", "size": 26, "line": {"width": 2.5, "color": "#D55E00"}}, hoverinfo="skip",
+        marker={"symbol": "line-ne", "size": 26, "line": {"width": 3, "color": COLOURS[1]}}, hoverinfo="skip",
     )  # fmt: skip
     figure.update_xaxes(title_text="entry", showgrid=False, type="category", categoryarray=names, constrain="domain")
     figure.update_yaxes(title_text="query", showgrid=False, type="category", categoryarray=names, autorange="reversed")
