@@ -1,4 +1,4 @@
-"""How well a replay foretells the live run: every policy and budget both ways on six texts, layer by layer.
+"""How well a replay foretells the live run: every policy and budget both ways on four texts, layer by layer.
 
 Writes data/fidelity.csv, one row a text, policy, budget and layer. An interrupted run goes on where it stopped.
 """
@@ -43,9 +43,7 @@ def long(table: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     toy = arguments(__doc__).toy
-    tokens, first, chunk, budgets, seeds = (
-        (60, 40, 4, (32,), range(2)) if toy else (384, 256, 8, (32, 64, 128), range(6))
-    )
+    tokens, first, chunk, budgets, seeds = (60, 40, 4, (32,), range(2)) if toy else (320, 256, 8, (32, 96), range(4))
     out = None if toy else ROOT / "runs" / "fidelity.sqlite"
     settings = {"tokens": tokens, "first": first, "chunk": chunk, "tiny": toy}
     table = long(fm.sweep(cell, seed=seeds, budgets=[budgets], out=out, **settings))

@@ -29,7 +29,7 @@ _HOMES = {
     "oracle": "oracle",
     "prefill": "forks",
     "record": "record",
-    "replay": "trace",
+    "replay": "rerun",
     "sweep": "sweep",
     "tiny": "models",
     "why": "why",

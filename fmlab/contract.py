@@ -14,9 +14,9 @@ from .masked import masked_logits
 from .models import tiny
 from .needs import LIVE
 from .record import record
+from .rerun import replay
 from .rope import Rope
 from .slots import Slots, split
-from .trace import replay
 from .view import View
 
 KNOWN_NEEDS = frozenset({"future", "pre_rope", "output_projection", "second_pass"})

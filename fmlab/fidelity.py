@@ -12,8 +12,8 @@ from .forks import prefill
 from .language import LanguageModel
 from .metrics import Received
 from .record import record
+from .rerun import replay
 from .slots import split
-from .trace import replay
 
 
 @torch.no_grad()

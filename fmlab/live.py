@@ -356,7 +356,11 @@ def finite(
     """
     check_positions(positions)
     renumbered = positions == "renumbered"
-    check_needs(policy, LIVE - {"pre_rope"} if renumbered else LIVE, f"a live model with {positions} positions")
+    check_needs(
+        policy,
+        LIVE - {"pre_rope"} if renumbered else LIVE,
+        f"a live model{' with renumbered positions' if renumbered else ''}",
+    )
     code = None if bits is None else Quantised(bits)
     with attached(model):
         equipment = Equipment(model) if policy.needs else None

@@ -13,7 +13,8 @@ from torch import Tensor
 from .core import Policy, within
 from .metrics import mass_recall
 from .oracle import oracle
-from .trace import Trace, TraceError, read_safetensors, replay
+from .rerun import replay
+from .trace import Trace, TraceError, read_safetensors
 
 FORMAT = "fmlab replays 1"
 OPTIMUM = "optimum"  # stands where a policy's label does; no policy has it, since those are written as calls

@@ -1,7 +1,7 @@
-"""A recorded forward pass, and the replay of any policy on it without the model, all layers and heads at once."""
+"""A recorded forward pass: what every attention head was given, in a file that cannot run code."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -13,16 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .bag import Bag
-from .core import Allocation, Policy, Stats, check_allocation, check_needs, held_before_eviction
-from .ragged import Ragged, joined
 from .rope import Rope
-from .slots import Slots, split
 from .view import View
 
 FORMAT = "fmlab trace 1"
-Watch = Callable[[View, Stats], None]
 COLUMNS = ("output_norms", "repeated")
-REVIEWED = 64  # queries whose attention is computed at a time
 
 
 class TraceError(ValueError):
@@ -98,16 +93,14 @@ class Trace:
 
     def layer(self, at: int) -> "Trace":
         """The trace of one of the recorded layers alone; `at` counts them."""
-        one = slice(at, at + 1)
-        names = (
-            "layers",
-            "windows",
-            "queries",
-            "keys",
-            "values",
-            *(k for k, c in self.columns.items() if c is not None),
-        )
-        return replace(self, **{name: getattr(self, name)[one] for name in names})
+        return self.only([at])
+
+    def only(self, at: Sequence[int]) -> "Trace":
+        """The trace of some of the recorded layers; `at` counts them."""
+        tuples = {"layers": self.layers, "windows": self.windows or (None,) * len(self.layers)}
+        tensors = {"queries": self.queries, "keys": self.keys, "values": self.values, **self.columns}
+        picked = {name: tensor[list(at)] for name, tensor in tensors.items() if tensor is not None}
+        return replace(self, **{name: tuple(row[i] for i in at) for name, row in tuples.items()}, **picked)
 
     def bag(self) -> Bag:
         """All heads of all recorded layers as one bag, in the order layer, head."""
@@ -195,155 +188,3 @@ def read_safetensors(path: str | Path, expected: str, writer: str) -> tuple[dict
             f"{path} is no '{expected}' file but '{about.get('format', 'foreign')}'; write it with {writer}(path)"
         )
     return about, tensors
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def replay(
-    trace: Trace,
-    policy: Policy,
-    budget: int | Allocation,
-    prefill: int | Sequence[int] = 1,
-    progress: Callable[[int], None] | None = None,
-    watch: Watch | None = None,
-) -> Int[Tensor, "layers kv_heads tokens"]:
-    """Run a policy over a trace, every layer and head at once, and return the expiry of each token.
-
-    The first call brings `prefill` tokens (a tuple: the sizes of the first calls), then one by one. Evicted after query
-    t: t + 1; still held at the end: T + 1. Attention is computed over the survivors, from the recorded queries and keys:
-    exact at layer 0, up to ties and the precision of the trace; above it an approximation, since a live model's own
-    queries and keys would change with what it forgot. `progress` is called with the tokens done and may raise to cancel;
-    `watch` with what the policy was shown, and its columns, at every call that evicts, before it does.
-    """
-    layers = _depth(trace, budget)
-    check_allocation(budget, layers)
-    check_needs(policy, trace.offers, f"a replay of {trace!r}")
-    calls = split(len(trace), prefill)
-    if type(policy).observe is Policy.observe:  # nothing is evicted or remembered before the budget is full
-        calls = _join(calls, held_before_eviction(budget, layers))
-    if isinstance(budget, Allocation):
-        slots = Ragged(trace.bag(), budget, layers, window=trace.window())
-    else:
-        slots = Slots(trace.bag(), budget, window=trace.window())
-    turn = _turn_apart if isinstance(slots, Ragged) else _turn
-    recorded = _Recorded(trace, policy)
-    done = 0
-    for new in calls:
-        turn(policy, slots, recorded, slice(done, done + new), watch)
-        done += new
-        if progress is not None and (done % 64 == 0 or done == len(trace)):
-            progress(done)
-    return slots.expiry().view(len(trace.layers), trace.kv_heads, -1)
-
-
-class _Recorded:
-    """A trace as the turns of a replay read it: one row a KV head, all layers after one another."""
-
-    def __init__(self, trace: Trace, policy: Policy):
-        self.trace, self.needs = trace, policy.needs
-        self.flat = {name: getattr(trace, name).flatten(0, 1) for name in ("queries", "keys", "values")}
-        self.foresight = Foresight(trace) if "future" in policy.needs else None
-
-    def arguments(self, at: slice, rows: slice | list[int], positions: Callable[[], Tensor]) -> dict:
-        """What `View` is given of the entries that arrive `at` these tokens, for some of the rows."""
-        trace, flat = self.trace, self.flat
-        queries = flat["queries"].unflatten(0, (-1, trace.groups))
-        prepared = {
-            "future": lambda: self.foresight.of(positions(), at.stop, rows),
-            "pre_rope": lambda: trace.rope,
-            "output_projection": lambda: trace.output_norms.flatten(0, 1)[rows, at].float(),
-            "second_pass": lambda: trace.repeated.flatten(0, 1)[rows, at].float(),
-        }
-        return {
-            "scaling": trace.scaling,
-            "softcap": trace.softcap,
-            "queries": lambda: queries[rows, :, at].flatten(0, 1).float(),
-            "new_keys": lambda: flat["keys"][rows, at].float(),
-            "new_values": lambda: flat["values"][rows, at].float(),
-            "prepared": {name: prepared[name] for name in self.needs},
-        }
-
-
-def _turn(policy: Policy, slots: Slots, recorded: _Recorded, at: slice, watch: Watch | None) -> None:
-    """One call of a replay: all heads hold equally many entries."""
-    flat = recorded.flat
-    slots.stage(at.stop - at.start, **{name: flat[name][:, at].float() for name in slots.data})
-    view = slots.view(
-        keys=lambda: _column(slots, flat, "keys"),
-        values=lambda: _column(slots, flat, "values"),
-        **recorded.arguments(at, slice(None), slots.staged_positions),
-    )
-    stats, evicted = slots.choose(policy, view)
-    if watch is not None and evicted is not None:
-        watch(view, stats)
-    slots.settle(stats, evicted)
-
-
-def _turn_apart(policy: Policy, slots: Ragged, recorded: _Recorded, at: slice, watch: Watch | None) -> None:
-    """The same where they do not; what they hold is read off the trace."""
-    flat = recorded.flat
-    slots.stage(at.stop - at.start)
-
-    def show(rows: list[int], positions: Tensor) -> dict:
-        row = torch.tensor(rows)[:, None]
-        return {
-            "keys": lambda: flat["keys"][row, positions].float(),
-            "values": lambda: flat["values"][row, positions].float(),
-            **recorded.arguments(at, rows, lambda: positions),
-        }
-
-    parts = slots.parts(show)
-    chosen = slots.choose(policy, parts)
-    for part in parts if watch is not None else []:
-        if any(chosen[row].evicted is not None for row in part.rows):
-            watch(part.view, joined([chosen[row].stats for row in part.rows]))
-    slots.settle(chosen)
-
-
-def _depth(trace: Trace, budget: int | Allocation) -> int:
-    """How many layers an allocation shares the budget out over."""
-    if trace.depth is None and isinstance(budget, Allocation):
-        raise ValueError(
-            f"this trace does not say how many layers its model has, which {budget!r} asks; record it again"
-        )
-    return trace.depth or len(trace.layers)
-
-
-class Foresight:
-    """What entries of a trace will still receive, by taking off the total what has been received."""
-
-    def __init__(self, trace: Trace):
-        self._view, self._seen = trace.view(), 0
-        self._left = torch.zeros(len(trace.bag()), len(trace), dtype=torch.float64)
-        for block in self._view.blocks():
-            self._left += self._paid(*block)
-
-    def of(
-        self, positions: Int[Tensor, "heads n"], seen: int, rows: slice | list[int] = slice(None)
-    ) -> Float[Tensor, "heads n"]:
-        """Of the entries at `positions` of these rows, from the queries `seen` and later; `seen` may only grow."""
-        for start in range(self._seen, seen, REVIEWED):
-            self._left -= self._paid(start, min(start + REVIEWED, seen))
-        self._seen = seen
-        return self._left[rows].gather(1, positions).clamp(min=0)
-
-    def _paid(self, start: int, stop: int) -> Tensor:
-        return self._view.rows(start, stop).mean(1).double().sum(1)
-
-
-def _column(slots: Slots, flat: dict[str, Tensor], name: str) -> Tensor:
-    """The keys or values that are held; from the first time a policy asks they are kept up to date by overwriting."""
-    if not slots.has(name):
-        places = slots.staged_positions()
-        index = places[..., None].expand(*places.shape, flat[name].shape[-1])
-        slots.adopt(name, flat[name].gather(1, index).float())
-    return slots.staged(name)
-
-
-def _join(calls: list[int], budget: int) -> list[int]:
-    """The same calls with the first of them, as many as fit the budget together, made one."""
-    total = count = 0
-    while count < len(calls) and total + calls[count] <= budget:
-        total += calls[count]
-        count += 1
-    return [total] * (total > 0) + calls[count:]

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .core import Policy, Stats, select
-from .trace import Trace, replay
+from .rerun import replay
+from .trace import Trace
 from .view import View
 
 

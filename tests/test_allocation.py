@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import fmlab as fm
 from fmlab.core import BudgetError, check_allocation, held_before_eviction, select
-from fmlab.policies import Ada, PerLayer, Pyramid, Uniform
+from fmlab.policies import H2O, Ada, PerLayer, Pyramid, Uniform
 
 LAYERS, BUDGETS = st.integers(1, 60), st.integers(1, 300)
 
@@ -148,3 +148,22 @@ def test_a_split_that_is_none_is_refused(answer, says):
     trace = fm.record(fm.tiny(), "a text that is longer than the budget")
     with pytest.raises(ValueError, match=says):
         inspect.unwrap(fm.replay)(trace, fm.policies.KeyNorm(), Given(answer))
+
+
+def test_equal_shares_replay_as_their_layers_alone():
+    trace = fm.record(fm.tiny(), list(range(60)), dtype=torch.float32)
+    for allocation in (PerLayer((9, 20, 9)), Pyramid(14, beta=3)):
+        done: list[int] = []
+        expiry = fm.replay(trace, H2O(), allocation, prefill=30, progress=done.append)
+        for at, layer in enumerate(trace.layers):
+            alone = fm.replay(trace.only([at]), H2O(), allocation.at(layer, 3), prefill=30)
+            assert torch.equal(expiry[at], alone[0])
+        assert done == sorted(done) and done[-1] == 60
+
+
+def test_some_layers_of_a_trace():
+    trace = fm.record(fm.tiny(), list(range(40)), second_pass=True)
+    some = trace.only([2, 0])
+    assert (some.layers, some.windows, len(some)) == ((2, 0), (None, None), 40)
+    assert torch.equal(some.keys[0], trace.keys[2]) and torch.equal(some.repeated[1], trace.repeated[0])
+    assert trace.layer(1).layers == (1,) and torch.equal(trace.layer(1).output_norms[0], trace.output_norms[1])

@@ -20,7 +20,7 @@ ROOMS = {
     "core": ("core view bag rope", "", ""),
     "slots": ("slots ragged quantise", "core view bag", ""),
     "policies": ("policies", "core view", ""),
-    "traces": ("trace", "core view bag rope slots ragged", "safetensors"),
+    "traces": ("trace rerun", "core view bag rope slots ragged", "safetensors"),
     "live": (
         "live forks cast together record watch repeat needs renumber attach attention masked",
         "core view bag rope slots ragged quantise trace language",
@@ -28,12 +28,12 @@ ROOMS = {
     ),
     "models": ("models weights language dequantise", "", f"{HUB} gguf"),
     "oracle": ("oracle", "core slots trace", "scipy"),
-    "fidelity": ("fidelity", "core slots trace live forks record metrics language", ""),
+    "fidelity": ("fidelity", "core slots trace rerun live forks record metrics language", ""),
     "metrics": ("metrics intervals", "core slots trace oracle", ""),
-    "replays": ("replays why", "core view trace oracle metrics", "safetensors"),
+    "replays": ("replays why", "core view trace rerun oracle metrics", "safetensors"),
     "tables": ("tables", "core metrics intervals replays", "pandas"),
     "tasks": ("tasks texts reading scoring ruler", "core live metrics intervals language", "transformers"),
-    "contract": ("contract", "core view bag rope slots trace live needs record masked models", ""),
+    "contract": ("contract", "core view bag rope slots trace rerun live needs record masked models", ""),
     "published": ("published", "intervals", "pandas"),
     "sweep": ("sweep fingerprint provenance", "", "pandas joblib distributed tqdm"),
     "figures": ("figures", "intervals", "pandas plotly numpy"),
@@ -57,6 +57,7 @@ FREE = "torch numpy jaxtyping"  # for every room that makes neither pictures nor
 NOT_FREE = {"figures", "widgets", "command line", "the front"}
 HOSTS = {
     "trace",
+    "rerun",
     "replays",
     "live",
     "forks",
@@ -139,7 +140,7 @@ def test_hosts_and_policies_do_not_know_each_other():
     [
         ("policies/recency.py", "from ..core import Policy", False),
         ("policies/recency.py", "from .attention import H2O", False),
-        ("policies/recency.py", "from ..trace import replay", True),
+        ("policies/recency.py", "from ..trace import Trace", True),
         ("policies/recency.py", "from .. import live", True),
         ("policies/recency.py", "import fmlab.live as x", True),
         ("policies/recency.py", "from fmlab import finite", True),

@@ -12,6 +12,7 @@ from fmlab.needs import Equipment, output_norms, output_projections
 from fmlab.policies import Clairvoyant
 from fmlab.repeat import REQUEST, repeated_attention
 from fmlab.rope import Rope, rope_of
+from fmlab.slots import split
 from fmlab.watch import watch
 
 ARCHITECTURES = ["llama", "qwen3", "mistral", "gpt_neox"]
@@ -152,7 +153,7 @@ def test_clairvoyant_drops_what_is_paid_least_from_then_on(prefill):
     expiry = fm.replay(trace, Clairvoyant(), 8, prefill=prefill).flatten(0, 1)
     for row in range(len(expiry)):
         held, seen = [], 0
-        for new in fm.trace.split(40, prefill):
+        for new in split(40, prefill):
             held, seen = held + list(range(seen, seen + new)), seen + new
             worth = {p: float(paid[row, seen:, p].sum()) for p in held}
             lost = sorted(held, key=worth.get)[: max(0, len(held) - 8)]

@@ -12,7 +12,8 @@ import fmlab as fm
 from fmlab.metrics import mass_recall, regret
 from fmlab.oracle import _solve, certificate, eviction_times, losses, prices
 from fmlab.policies import H2O, TOVA, Random, SinkWindow
-from fmlab.trace import replay, split
+from fmlab.rerun import replay
+from fmlab.slots import split
 
 IDS = torch.randint(0, 256, (40,), generator=torch.Generator().manual_seed(1))
 

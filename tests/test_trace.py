@@ -11,7 +11,9 @@ import fmlab as fm
 from fmlab.core import Policy
 from fmlab.language import ready
 from fmlab.policies import H2O, TOVA, KeyNorm, Random, SinkWindow, SlidingWindow, SnapKV
-from fmlab.trace import Trace, TraceError, replay
+from fmlab.rerun import replay
+from fmlab.slots import split
+from fmlab.trace import Trace, TraceError
 
 IDS = torch.randperm(256, generator=torch.Generator().manual_seed(6))[:48]
 POLICIES = [SinkWindow(), SlidingWindow(), Random(), KeyNorm(), H2O(), TOVA(), SnapKV(4, 3)]
@@ -171,7 +173,7 @@ def test_what_is_no_file(tmp_path):
 @pytest.mark.parametrize("sizes", [1, 25, (20, 7, 1, 9)], ids=str)
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_replay_is_the_live_run_at_the_first_layer(tiny, trace, policy, sizes):
-    calls = fm.trace.split(48, sizes)
+    calls = split(48, sizes)
     with fm.finite(tiny.model, policy, 12) as cache:
         for part in IDS[None].split(calls, 1):
             tiny.model(input_ids=part, past_key_values=cache)
@@ -196,7 +198,7 @@ def test_a_model_with_sliding_windows(policy, budget, prefill):
     trace = fm.record(lm, IDS, dtype=torch.float32)
     assert trace.windows == (16, None) and trace.window().tolist() == [16, 16, 48, 48]
     with fm.finite(lm.model, policy, budget) as cache:
-        for part in IDS[None].split(fm.trace.split(48, prefill), 1):
+        for part in IDS[None].split(split(48, prefill), 1):
             lm.model(input_ids=part, past_key_values=cache)
     replayed = replay(trace, policy, budget, prefill)
     assert torch.equal(replayed[0], cache.expiry[0])
