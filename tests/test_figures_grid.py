@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 import pytest
 
 from fmlab import figures
+from fmlab.figures import grid as grid_module
 from fmlab.intervals import bootstrap
 
 POLICIES = ["H2O(recent=0.5)", "SinkWindow(sinks=4)", "Odd(name='<b>&')", "TOVA()"]
@@ -107,6 +108,9 @@ def test_kinds_of_cells_differ_in_symbol():
     assert points["shared out"].customdata[0][0] == "H2O(recent=0.5), Ada(budget=128, floor=0.2)"
     assert points["4 bits"].customdata[0][0] == "H2O(recent=0.5), budget 128, 4 bits"
     assert points["4 bits"].x[0] == pytest.approx(0.32)
+    assert points["shared out"].x[0] > points["shared out"].customdata[0][4] == pytest.approx(1.28)
+    assert points["4 bits"].text[0] in ("", "H2O<br>budget 128<br>4 bits")
+    assert "full cache" in points["plain"].text
 
 
 def test_the_frontier_is_what_none_beats_at_both():
@@ -126,8 +130,9 @@ def test_fills_are_two_groups():
     table = grid()
     figure = figures.footprint_against_quality(table)
     points = [trace for trace in figure.data if trace.mode == "markers" and trace.x[0] is not None]
-    assert {trace.marker.symbol for trace in points} == {"circle", "diamond-open"}
-    assert sorted(trace.name for trace in figure.data if trace.showlegend is not False and trace.mode == "markers")
+    symbols = {(trace.name, trace.marker.symbol) for trace in points}
+    assert len({symbol for _, symbol in symbols}) == 8  # two a policy; the full cache has the circle of the first
+    assert all((name, symbol + "-open") in symbols for name, symbol in symbols if "-open" not in symbol)
     left = [trace for trace in points if trace.name == "TOVA()" and trace.xaxis == "x"]
     assert list(left[0].x) == [1, 1, 1] and list(left[1].x) == pytest.approx([b * 1e4 / 6e6 for b in BUDGETS])
     right = [trace for trace in points if trace.name == "TOVA()" and trace.xaxis == "x2"]
@@ -138,7 +143,7 @@ def test_fills_are_two_groups():
     assert left[1].customdata[1][0] == "in-fill, budget 64"
     assert left[1].y[1] == pytest.approx(cell.answer_nll.mean()) and left[1].error_y.array[1] > 0
     named = [trace.name for trace in figure.data if trace.x[0] is None]
-    assert named == ["context in one call", "in chunks, evicting after each"]
+    assert named == list(grid_module.FILLS.values())
 
 
 def test_what_is_gone_is_struck_out():

@@ -18,7 +18,9 @@ QUALITIES = {
 }
 RISING = {"answered"}  # higher is better; of the others lower
 KINDS = {"plain": "circle", "shared out": "diamond", "8 bits": "square", "4 bits": "triangle-up"}
-FILLS = {"post-fill": ("circle", "context in one call"), "in-fill": ("diamond-open", "in chunks, evicting after each")}
+FILLS = {"post-fill": "filled: context in one call", "in-fill": "open: in chunks, evicting after each"}
+ASIDE = {"shared out": 1.06}  # as many bytes as plain ones: beside them, not upon them
+TICKS = [digit * 10.0**power for power in range(-3, 6) for digit in (1, 2, 5)]
 FAINT = "rgba(128,128,128,.45)"
 CELL = ["policy", "budget", "allocation", "bits"]
 
@@ -61,7 +63,7 @@ def quality_by_budget(table: pd.DataFrame, quality: str = "answer_nll", highligh
             annotation={"text": FULL, "yanchor": "bottom"}, annotation_position="top left",
         )  # fmt: skip
     figure.update_xaxes(
-        title_text="budget, entries a KV head", tickvals=list(range(len(budgets))), ticktext=[str(b) for b in budgets],
+        title_text="budget, entries a KV head", zeroline=False, tickvals=list(range(len(budgets))), ticktext=[str(b) for b in budgets],
         range=[-0.4, len(budgets) - 0.6], showgrid=False,
     )  # fmt: skip
     figure.update_yaxes(title_text=QUALITIES[quality], tickformat=".0%" if quality in RISING else None)
@@ -84,23 +86,34 @@ def bytes_frontier(table: pd.DataFrame, quality: str = "answer_nll") -> go.Figur
     line = {"color": NEUTRAL, "dash": "dot", "width": 1.5, "shape": "hv"}
     x, y = [point.nbytes / 1e6 for point in best], [point.mean.mean for point in best]
     figure.add_scatter(x=x, y=y, mode="lines", line=line, name="not beaten at both", hoverinfo="skip")
+    look = styles(KINDS)
     for kind, symbol in KINDS.items():
         mine = [point for point in points if point.kind == kind]
         if not mine:
             continue
-        colour = styles(KINDS)[kind].colour
         figure.add_scatter(
-            x=[point.nbytes / 1e6 for point in mine], y=[point.mean.mean for point in mine], mode="markers", name=kind,
+            x=[point.nbytes / 1e6 * ASIDE.get(kind, 1) for point in mine], y=[point.mean.mean for point in mine],
+            mode="markers+text", text=[point.short if point in best else "" for point in mine],
+            textposition="top center" if quality in RISING else "bottom center", textfont={"size": 11}, cliponaxis=False, name=kind,
             marker={
-                "symbol": symbol, "color": colour, "size": [11 if point in best else 8 for point in mine],
-                "opacity": [1 if point in best else 0.5 for point in mine], "line": {"width": 1, "color": colour},
+                "symbol": symbol, "color": look[kind].colour, "size": [12 if point in best else 8 for point in mine],
+                "opacity": [1 if point in best else 0.5 if kind == "plain" else 0.9 for point in mine],
+                "line": {"width": 1, "color": look[kind].colour},
             },
-            customdata=[[point.label, point.mean.low, point.mean.high, point.mean.clusters] for point in mine],
-            hovertemplate=f"%{{x:.2f}} MB, {_HOVER}",
+            customdata=[[p.label, p.mean.low, p.mean.high, p.mean.clusters, p.nbytes / 1e6] for p in mine],
+            hovertemplate=f"%{{customdata[4]:.2f}} MB, {_HOVER}",
         )  # fmt: skip
     asked = _asked(rows)
-    figure.update_xaxes(title_text="bytes of keys and values held, MB", type="log", dtick="D2")
+    figure.update_xaxes(
+        title_text="bytes of keys and values held, MB",
+        type="log",
+        tickvals=TICKS,
+        ticktext=[f"{tick:g}" for tick in TICKS],
+    )
+    values = [point.mean.mean for point in points]
+    room = 0.15 * (max(values) - min(values))  # for the words beside the best
     figure.update_yaxes(title_text=QUALITIES[quality], tickformat=".0%" if quality in RISING else None)
+    figure.update_yaxes(range=[min(values) - room, max(values) + room])
     return finish(figure, f"Bytes against quality ({asked})", 480)
 
 
@@ -108,7 +121,7 @@ def footprint_against_quality(table: pd.DataFrame, quality: str = "answer_nll") 
     """Quality over the KV footprint and over the peak bytes, where the context came in one call and where in chunks.
 
     Rows as for `quality_by_budget`, with `mode` ("post-fill" or "in-fill"; others are left out), `footprint` and
-    `peak_nbytes`. The two fills are told apart by symbol, and a thin line joins those of one policy and budget.
+    `peak_nbytes`. The two fills are told apart by filled and open symbols, and a thin line joins those of one policy and budget.
     """
     check(table, quality, "seed", "query_aware", "mode", "footprint", "peak_nbytes")
     rows = measured(table[table["mode"].isin(FILLS)], quality)
@@ -124,8 +137,9 @@ def footprint_against_quality(table: pd.DataFrame, quality: str = "answer_nll") 
             figure.add_scatter(
                 x=x, y=y, mode="lines", line=joint, showlegend=False, hoverinfo="skip", row=1, col=column
             )
-        for fill, (symbol, _) in FILLS.items():
+        for fill in FILLS:
             for policy, mine in rows[rows["mode"] == fill].groupby("policy", sort=False):
+                symbol = look[policy].marker.removesuffix("-open") + ("-open" if fill == "in-fill" else "")
                 parts = [part for _, part in mine.groupby("budget", dropna=False)]
                 means = [_mean(part, quality) for part in parts]
                 trace = series(
@@ -136,7 +150,7 @@ def footprint_against_quality(table: pd.DataFrame, quality: str = "answer_nll") 
                 trace.update(mode="markers", marker_symbol=symbol, showlegend=column == 1 and fill == "post-fill")
                 trace.hovertemplate = f"{trace.name}<br>{_HOVER}"
                 figure.add_trace(trace, 1, column)
-    for symbol, words in FILLS.values():
+    for symbol, words in zip(("circle", "circle-open"), FILLS.values(), strict=True):
         marker = {"symbol": symbol, "color": NEUTRAL, "size": 9, "line": {"width": 1.5, "color": NEUTRAL}}
         figure.add_scatter(x=[None], y=[None], mode="markers", marker=marker, name=words)
     figure.update_yaxes(title_text=QUALITIES[quality], tickformat=".0%" if quality in RISING else None, col=1)
@@ -154,6 +168,7 @@ class _Point(NamedTuple):
     """A cell of the grid: what it takes, and how well it does."""
 
     label: str
+    short: str
     kind: str
     nbytes: float
     mean: Interval
@@ -162,11 +177,15 @@ class _Point(NamedTuple):
     def of(cls, cell: tuple, rows: pd.DataFrame, quality: str) -> "_Point":
         policy, budget, allocation, bits = cell
         stored, shared = pd.notna(bits), pd.notna(allocation)
-        words = [policy, allocation if shared else f"budget {budget:g}" if pd.notna(budget) else ""]
-        words.append(f"{bits:g} bits" if stored else "")
         kind = f"{bits:g} bits" if stored else "shared out" if shared else "plain"
-        label = escape(", ".join(filter(None, words)), quote=False)
-        return cls(label, kind, float(rows["nbytes"].mean()), _mean(rows, quality))
+        words = [
+            policy,
+            allocation if shared else f"budget {budget:g}" if pd.notna(budget) else "",
+            kind if stored else "",
+        ]
+        words = [escape(word, quote=False) for word in words if word]
+        label, short = ", ".join(words), "<br>".join(word.partition("(")[0] for word in words)
+        return cls(label, short, kind, float(rows["nbytes"].mean()), _mean(rows, quality))
 
 
 def _frontier(points: list[_Point], rising: bool) -> list[_Point]:
