@@ -1,6 +1,6 @@
 """How well a replay foretells the live run: every policy and budget both ways on four texts, layer by layer.
 
-Writes data/fidelity.csv, one row a text, policy, budget and layer. An interrupted run goes on where it stopped.
+Writes data/fidelity.csv.gz, one row a text, policy, budget and layer. An interrupted run goes on where it stopped.
 """
 
 import json
@@ -48,7 +48,7 @@ def main() -> None:
     settings = {"tokens": tokens, "first": first, "chunk": chunk, "tiny": toy}
     table = long(fm.sweep(cell, seed=seeds, budgets=[budgets], out=out, **settings))
     if not toy:
-        table.to_csv(ROOT / "data" / "fidelity.csv", index=False)
+        table.to_csv(ROOT / "data" / "fidelity.csv.gz", index=False, float_format="%.5f")
     print(fm.tables.foretold(table).round(3).to_string(index=False))
     print(fm.tables.ranks_foretold(table).round(3).to_string(index=False))
 

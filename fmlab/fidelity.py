@@ -28,8 +28,9 @@ def fidelity(
     """One row a cell and layer of a text: the first `first` tokens are one call, the rest calls of `chunk` tokens, live
     for all cells as one batch of forks, and replayed from the record of the full model.
 
-    `live` and `replayed` are mass recalls, mean over the KV heads: of the full model's attention, what falls on entries
-    that the live run, or the replay, still held. `overlap` is the mean share of the entries held live that are held in
+    `live` and `replayed` are mass recalls over the queries after the first call (those of the first call see everything),
+    mean over the KV heads: of the full model's attention, what falls on entries that the live run, or the replay, still
+    held. `overlap` is the mean share of the entries held live that are held in
     the replay too, over the ends of all calls after the first. `nll_delta`, the same for all layers of a cell, is how
     many nats a token the live run lost against the full cache, over the tokens after the first call.
     Raises ValueError for a text of fewer than `first` + 2 tokens.
@@ -52,7 +53,8 @@ def fidelity(
     rows, received = [], Received(trace)
     for i, (policy, budget) in enumerate(cells):
         live, replayed = after[i].expiry, replay(trace, policy, budget, prefill=sizes)
-        both = (received.mass_recall(each).mean(1) for each in (live, replayed))
+        whole = (received.mass_recall(each).mean(1) for each in (live, replayed))
+        both = ((mean * len(ids) - first) / (len(ids) - first) for mean in whole)
         held = _overlap(live, replayed, list(accumulate(split(len(ids), sizes))))
         label = {"policy": repr(policy), "budget": budget, "nll_delta": float(delta[i] - delta[-1])}
         for layer, mine, theirs, share in zip(trace.layers, *both, held, strict=True):

@@ -4,7 +4,7 @@ import torch
 
 import fmlab as fm
 from fmlab.fidelity import fidelity
-from fmlab.metrics import mass_recall
+from fmlab.metrics import seen_mass
 from fmlab.policies import H2O, KeyNorm, SinkWindow, SlidingWindow
 
 IDS = torch.randperm(256, generator=torch.Generator().manual_seed(4))[:60]
@@ -27,7 +27,7 @@ def test_the_live_side_is_the_live_run(rows):
             parts = [IDS[:30], *IDS[30:].split(chunk)]
             logits = torch.cat([lm.model(input_ids=part[None], past_key_values=cache).logits[0] for part in parts])
         mine = rows[3 * i : 3 * i + 3]
-        expected = mass_recall(trace, cache.expiry).mean(1)
+        expected = seen_mass(trace, cache.expiry)[..., 30:].mean((1, 2))
         torch.testing.assert_close(torch.tensor([row["live"] for row in mine]).double(), expected, atol=1e-3, rtol=0)
         nats = [-x.log_softmax(-1)[30:-1].gather(-1, IDS[31:, None]).mean() for x in (logits, full)]
         assert mine[0]["nll_delta"] == pytest.approx(float(nats[0] - nats[1]), abs=1e-3)
