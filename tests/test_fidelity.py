@@ -89,8 +89,13 @@ def test_how_replays_rank():
 
 
 def test_figures():
-    cloud, lines = fm.figures.replay_against_live(table()), fm.figures.overlap_by_layer(table())
-    assert [len(trace.x) for trace in cloud.data] == [2, 2, 2, 2] and cloud.data[3].y[0] == pytest.approx(0.4)
+    gaps, lines = fm.figures.replay_gap(table()), fm.figures.overlap_by_layer(table())
+    (marks,) = gaps.data
+    assert dict(zip(marks.y, marks.x, strict=True)) == pytest.approx({"A": 0, "B": 0, "C": -0.3})
+    assert marks.y[-1] == "C" and marks.error_x.array[2] == pytest.approx(0, abs=1e-9)
     assert [list(trace.y) for trace in lines.data] == [[1, 0.9]] * 3 and list(lines.data[0].x) == [0, 1]
+    many = pd.concat([table().assign(policy=f"P{i}(policy=Q(x=1), y={i})", overlap=1 - i / 10) for i in range(8)])
+    drawn = fm.figures.overlap_by_layer(many).data
+    assert [trace.name for trace in drawn if trace.showlegend] == [f"P{i}(Q)" for i in (3, 4, 5, 6, 7)]
     with pytest.raises(ValueError, match="no column 'overlap'"):
         fm.figures.overlap_by_layer(table().drop(columns="overlap"))

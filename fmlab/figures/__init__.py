@@ -2,7 +2,7 @@
 
 from .beside import ours_and_theirs
 from .eight import attention_and_evictions
-from .foretold import overlap_by_layer, replay_against_live
+from .foretold import overlap_by_layer, replay_gap
 from .grid import bytes_frontier, footprint_against_quality, quality_by_budget
 from .look import COLOURS, CONFIG, DASHES, FULL, GRID, MARKERS, NEUTRAL, TEMPLATE, Style, styles
 from .quality import (
@@ -19,5 +19,5 @@ __all__ = [
     "attention_and_evictions", "bytes_against_quality", "bytes_frontier", "footprint_against_quality", "lost_by_depth",
     "lost_tokens",
     "mass_recall_by_budget", "needle_heatmap", "nll_by_budget", "ours_and_theirs", "overlap_by_layer",
-    "quality_by_budget", "regret_bars", "replay_against_live", "retention_by_depth", "styles",
+    "quality_by_budget", "regret_bars", "replay_gap", "retention_by_depth", "styles",
 ]  # fmt: skip
