@@ -38,18 +38,13 @@ def prefill(lm: LanguageModel, text: str | Sequence[int] | Tensor, query_aware: 
 
 
 class Prefill:
-    """A text that the model has read, with the queries, keys and values of every layer.
-
-    `seconds` is what the reading took; `logits` (vocabulary,) tell the next token.
-    """
+    """A text that the model has read, with the queries, keys and values of every layer. `seconds` is what it took."""
 
     def __init__(self, lm: LanguageModel, ids: Int[Tensor, " tokens"], query_aware: bool):
         self.lm, self.ids, self.query_aware = lm, ids, query_aware
         self._layers: dict[int, View] = {}
         start = time.perf_counter()
-        hidden = watch(lm.model, ids, self._keep)
-        with torch.no_grad():
-            self.logits = lm.model.get_output_embeddings()(hidden)
+        watch(lm.model, ids, self._keep)
         self.seconds = time.perf_counter() - start
         self._repeated: Tensor | None = None
 
@@ -188,7 +183,9 @@ class Forks:
     """The memories of a grid. What is read from here on is read by all cells at once, as one batch, in which cells of
     equal budgets share a cache; it is read by a copy, so the forks stay as they are.
 
-    `[i]` is the `FiniteCache` of cell i, as `finite` with the text as one call leaves it. `seconds` is what evicting took.
+    `[i]` is the `FiniteCache` of cell i, as `finite` with the text as one call leaves it; but its `peak_nbytes` counts from
+    the fork on, for the keys and values of the prefill (`pre.nbytes`) are held once for all cells. `seconds` is what
+    evicting took.
     """
 
     def __init__(self, pre: Prefill, cells: list[Cell], equipment: Equipment, code: Quantised | None):
