@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .core import Allocation, Policy, Stats, check_allocation, check_needs, held_before_eviction
+from .core import Allocation, BudgetError, Policy, Stats, check_allocation, check_needs, held_before_eviction
 from .ragged import Ragged, joined
 from .slots import Slots, split
 from .trace import Trace
@@ -38,7 +38,7 @@ def replay(
     check_allocation(budget, layers)
     check_needs(policy, trace.offers, f"a replay of {trace!r}")
     if isinstance(budget, Allocation) and budget.even:
-        return _by_layers(trace, policy, [budget.at(n, layers) for n in trace.layers], prefill, progress, watch)
+        return _by_layers(trace, policy, budget, layers, prefill, progress, watch)
     calls = split(len(trace), prefill)
     if type(policy).observe is Policy.observe:  # nothing is evicted or remembered before the budget is full
         calls = _join(calls, held_before_eviction(budget, layers))
@@ -57,8 +57,9 @@ def replay(
     return slots.expiry().view(len(trace.layers), trace.kv_heads, -1)
 
 
-def _by_layers(trace: Trace, policy: Policy, shares: list[int], prefill, progress, watch) -> Tensor:
+def _by_layers(trace: Trace, policy: Policy, budget: Allocation, layers: int, prefill, progress, watch) -> Tensor:
     """A replay in which the heads of a layer have equal shares: the layers of equal shares together, one after another."""
+    shares = [budget.at(layer, layers) for layer in trace.layers]
     expiry = torch.empty(len(shares), trace.kv_heads, len(trace), dtype=torch.int64)
     different = list(dict.fromkeys(shares))
     for turn, share in enumerate(different):
@@ -67,7 +68,10 @@ def _by_layers(trace: Trace, policy: Policy, shares: list[int], prefill, progres
         def told(done: int, turn: int = turn) -> None:
             progress((turn * len(trace) + done) // len(different))
 
-        expiry[at] = replay(trace.only(at), policy, share, prefill, progress and told, watch)
+        try:
+            expiry[at] = replay(trace.only(at), policy, share, prefill, progress and told, watch)
+        except BudgetError as error:
+            raise BudgetError(f"{error}; it is what {budget!r} gives layer {trace.layers[at[0]]}") from None
     return expiry
 
 
