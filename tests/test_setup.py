@@ -87,6 +87,11 @@ def main(name):
 """
 
 
+def _hear_interrupts():
+    """What a shell starts in the background ignores Ctrl-C, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Home:
     """A small lab in a folder, and what its lab.py does there."""
 
@@ -120,6 +125,7 @@ class Home:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=None if os.name == "nt" else _hear_interrupts,
         )
 
     def lab(self, *words, **environment):

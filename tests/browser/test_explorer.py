@@ -20,9 +20,12 @@ def picture(page, at: int = 0) -> str:
 
 
 def struck(page, at: int = 0) -> int:
-    """Tokens that are struck through in a text, once all of them have been dressed."""
-    page.wait_for_timeout(400)
-    return page.locator(TEXT).nth(at).locator(".fm-gone").count()
+    """Tokens that are struck through in a text, once all of them have been dressed: what is out of sight comes later."""
+    gone, before = page.locator(TEXT).nth(at).locator(".fm-gone"), None
+    while (now := gone.count()) != before:
+        before = now
+        page.wait_for_timeout(600)
+    return now
 
 
 def await_label(page, words: str, at: int = 0) -> None:
