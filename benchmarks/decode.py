@@ -11,6 +11,7 @@ from transformers import DynamicCache
 import fmlab as fm
 from fmlab.needs import LIVE
 
+ENDS = {"": "ratio", "_low": "low", "_high": "high"}
 LONG_POLICIES = (fm.policies.SinkWindow(), fm.policies.TOVA(), fm.policies.H2O())
 
 
@@ -31,8 +32,9 @@ def decode(stock, ours, held: int, rounds: int) -> list[dict]:
                 ours(input_ids=token, past_key_values=cache)
 
             row = ratio(stock_step, our_step, rounds, between=lambda: full.crop(-1))
-        policy_ms = round(row["candidate_ms"] - row["baseline_ms"], 2)
-        rows.append({"policy": repr(policy), "held": held, **row, "policy_ms": policy_ms})
+        milliseconds = {f"policy_ms{end}": (row[name] - 1) * row["baseline_ms"] for end, name in ENDS.items()}
+        rounded = {name: round(value, 1) for name, value in milliseconds.items()}
+        rows.append({"policy": repr(policy), "held": held, **row, **rounded})
     return rows
 
 

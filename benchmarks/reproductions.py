@@ -18,17 +18,15 @@ import torch
 from paired import arguments, machine
 
 import fmlab as fm
-from fmlab.policies import H2O, TOVA, KeyDiff, KeyNorm, ObservedAttention, Random, SinkWindow, SlidingWindow, SnapKV
+from fmlab.needs import LIVE
+from fmlab.policies import H2O, Random, SinkWindow, SlidingWindow, SnapKV
 from fmlab.published import against, means, printed, published
 from fmlab.trace import Trace
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARES = [0.05, 0.1, 0.2, 0.5]
 ORACLES = ["dynamic oracle", "static oracle"]
-SCORERS = [
-    H2O(), H2O(recent=0.0), ObservedAttention(), TOVA(), SnapKV(), SinkWindow(), SlidingWindow(), KeyNorm(), KeyDiff(),
-    Random(),
-]  # fmt: skip
+SCORERS = [H2O(recent=0.0), *fm.policies.every(LIVE | {"second_pass"})]
 KEYS = ["figure", "policy", "sinks", "share", "query_aware"]
 KEEP = ["seed", "tokens", "value", "unit", "commit", "dirty", "versions", "device"]
 
@@ -99,7 +97,7 @@ def looked_at(seed: int, prefix: int, queries: int, tiny: bool) -> tuple[Trace, 
     """The trace of the prefix alone, and the attention (KV heads, groups, queries, prefix) that comes after it."""
     lm, ids = model(tiny), text(seed, prefix + queries, tiny)
     view = fm.record(lm, ids, dtype=torch.float32).view()
-    return fm.record(lm, ids[:prefix]), view.rows(prefix, prefix + queries)[..., :prefix]
+    return fm.record(lm, ids[:prefix], second_pass=True), view.rows(prefix, prefix + queries)[..., :prefix]
 
 
 # H2O at a fifth, and the passkey

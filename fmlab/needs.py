@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from .core import Policy, check_needs
 from .rope import Rope, rope_of
+from .view import WORKSPACE
 
 PROJECTIONS = ("o_proj", "dense", "out_proj")  # what the classes of transformers call W_O
 LIVE = frozenset({"pre_rope", "output_projection"})
@@ -65,14 +66,13 @@ def output_norms(
 ) -> Float[Tensor, "heads new"]:
     """L1 norm of W_O v, mean over the query heads of each KV head (CriticalKV, arXiv:2502.03805, equation 8)."""
     heads, new, d = values.shape
-    kv_heads, query_heads = heads // sequences, projection.shape[1] // d
-    groups = query_heads // kv_heads
-    of_head = projection.view(-1, kv_heads, groups, d)
-    rows = values.view(sequences, kv_heads, new, d)
-    norms = torch.zeros(sequences, kv_heads, new, device=values.device)
-    for head in range(
-        kv_heads
-    ):  # one query head at a time: the whole product would be `groups` times the hidden states
-        for group in range(groups):
-            norms[:, head] += (rows[:, head] @ of_head[:, head, group].T).abs().sum(-1, dtype=torch.float32)
-    return norms.view(heads, new) / groups
+    kv_heads, hidden = heads // sequences, projection.shape[0]
+    weights = projection.view(hidden, -1, d).permute(1, 2, 0)  # (query heads, d, hidden)
+    groups = len(weights) // kv_heads
+    rows = values.view(sequences, kv_heads, new, d).transpose(0, 1).reshape(kv_heads, -1, d)
+    norms = [
+        (part.repeat_interleave(groups, 0) @ weights).abs().sum(-1, dtype=torch.float32)
+        for part in rows.split(max(1, WORKSPACE // (len(weights) * hidden)), 1)
+    ]
+    mean = torch.cat(norms, 1).view(kv_heads, groups, sequences, new).mean(1)
+    return mean.transpose(0, 1).reshape(heads, new)

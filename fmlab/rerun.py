@@ -83,6 +83,13 @@ class _Recorded:
         self.flat = {name: getattr(trace, name).flatten(0, 1) for name in ("queries", "keys", "values")}
         self.foresight = Foresight(trace) if "future" in policy.needs else None
 
+    def vectors(self, name: str) -> Tensor:
+        """(heads, tokens, d) of one name; keys before RoPE are made when first asked for."""
+        if name not in self.flat:
+            keys = self.flat["keys"].float()
+            self.flat[name] = self.trace.rope.unrotate(keys, torch.arange(keys.shape[1]).expand(keys.shape[:2]))
+        return self.flat[name]
+
     def arguments(self, at: slice, rows: slice | list[int], positions: Callable[[], Tensor]) -> dict:
         """What `View` is given of the entries that arrive `at` these tokens, for some of the rows."""
         trace, flat = self.trace, self.flat
@@ -105,11 +112,11 @@ class _Recorded:
 
 def _turn(policy: Policy, slots: Slots, recorded: _Recorded, at: slice, watch: Watch | None) -> None:
     """One call of a replay: all heads hold equally many entries."""
-    flat = recorded.flat
-    slots.stage(at.stop - at.start, **{name: flat[name][:, at].float() for name in slots.data})
+    slots.stage(at.stop - at.start, **{name: recorded.vectors(name)[:, at].float() for name in slots.data})
     view = slots.view(
-        keys=lambda: _column(slots, flat, "keys"),
-        values=lambda: _column(slots, flat, "values"),
+        keys=lambda: _column(slots, recorded, "keys"),
+        values=lambda: _column(slots, recorded, "values"),
+        pre_rope_keys=lambda: _column(slots, recorded, "pre_rope_keys"),
         **recorded.arguments(at, slice(None), slots.staged_positions),
     )
     stats, evicted = slots.choose(policy, view)
@@ -170,12 +177,12 @@ class Foresight:
         return self._view.rows(start, stop).mean(1).double().sum(1)
 
 
-def _column(slots: Slots, flat: dict[str, Tensor], name: str) -> Tensor:
-    """The keys or values that are held; from the first time a policy asks they are kept up to date by overwriting."""
+def _column(slots: Slots, recorded: _Recorded, name: str) -> Tensor:
+    """The vectors of one name that are held; from the first time a policy asks they are kept up to date by overwriting."""
     if not slots.has(name):
-        places = slots.staged_positions()
-        index = places[..., None].expand(*places.shape, flat[name].shape[-1])
-        slots.adopt(name, flat[name].gather(1, index).float())
+        places, vectors = slots.staged_positions(), recorded.vectors(name)
+        index = places[..., None].expand(*places.shape, vectors.shape[-1])
+        slots.adopt(name, vectors.gather(1, index).float())
     return slots.staged(name)
 
 

@@ -1,7 +1,7 @@
 """Rotary position embedding taken off and put on again, for what is defined on keys and queries before it."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,7 @@ class Rope:
 
     inv_freq: Float[Tensor, " half"]
     scaling: float = 1.0
+    _tables: dict = field(default_factory=dict, init=False, repr=False)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Rope) and self.scaling == other.scaling and torch.equal(self.inv_freq, other.inv_freq)
@@ -38,9 +39,11 @@ class Rope:
     def mean(self, start: Int[Tensor, " heads"], count: int, d: int) -> Float[Tensor, "heads d d"]:
         """The matrix R of `rotate`, as in R x, averaged over the `count` places from `start` on."""
         half = len(self.inv_freq)
-        places = start[:, None] + torch.arange(count, device=start.device)
-        angles = places[..., None].double() * self.inv_freq.double()  # (heads, count, half)
-        cos, sin = angles.cos().mean(1), angles.sin().mean(1)
+        turn = self.inv_freq.double()
+        # of e^(i turn k) over k = 0 ... n - 1 the mean is e^(i turn (n - 1) / 2) sin(n turn / 2) / (n sin(turn / 2))
+        length = ((turn * count / 2).sin() / (count * (turn / 2).sin())).masked_fill(turn == 0, 1.0)
+        angles = (start[:, None] + (count - 1) / 2) * turn  # (heads, half)
+        cos, sin = angles.cos() * length, angles.sin() * length
         matrix = torch.eye(d, dtype=torch.float64, device=start.device).repeat(len(start), 1, 1)
         i = torch.arange(half, device=start.device)
         matrix[:, i, i] = matrix[:, i + half, i + half] = cos * self.scaling
@@ -49,15 +52,25 @@ class Rope:
 
     def to(self, device: torch.device) -> "Rope":
         """The same on a device."""
-        return Rope(self.inv_freq.to(device), self.scaling)
+        return self if self.inv_freq.device == device else Rope(self.inv_freq.to(device), self.scaling)
 
     def _turn(self, x: Tensor, positions: Tensor, sign: float, factor: float) -> Tensor:
         wide = x.float() if x.dtype.itemsize < 4 else x
         half = len(self.inv_freq)
-        angles = positions[..., None].to(wide.dtype) * self.inv_freq.to(wide.dtype)
-        cos, sin = angles.cos() * factor, angles.sin() * (sign * factor)
+        cos, sin = (table[positions] for table in self._table(positions, wide.dtype))
         a, b, rest = wide.split([half, half, wide.shape[-1] - 2 * half], -1)
-        return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+        turned = torch.addcmul(a * cos, b, sin, value=-sign), torch.addcmul(b * cos, a, sin, value=sign)
+        return torch.cat([*(turned if factor == 1 else (part * factor for part in turned)), rest], -1)
+
+    def _table(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of every place up to the last of these, (places, r / 2); kept, and doubled when outgrown."""
+        places = int(positions.max()) + 1 if positions.numel() else 1
+        known = self._tables.get(dtype)
+        if known is None or len(known[0]) < places:
+            at = torch.arange(1 << (places - 1).bit_length(), device=self.inv_freq.device)
+            angles = at[:, None].to(dtype) * self.inv_freq.to(dtype)
+            self._tables[dtype] = known = angles.cos(), angles.sin()
+        return known
 
 
 @torch.no_grad()

@@ -40,17 +40,16 @@ class View:
         new_keys: Callable[[], Tensor] | None = None,
         new_values: Callable[[], Tensor] | None = None,
         attended: Callable[[], Tensor] | None = None,
+        pre_rope_keys: Callable[[], Tensor] | None = None,
         prepared: Mapping[str, Callable] | None = None,
         rows_of: Callable[[str, Tensor], Tensor] | None = None,
     ):
         self._bag, self._positions, self._new, self._budget, self._scaling = bag, positions, new, budget, scaling
         self._keys, self._values, self._queries = keys, values, queries
         self._softcap, self._window, self._query_aware, self._newest = softcap, window, query_aware, newest
-        self._new_keys, self._new_values, self._attended = (
-            new_keys,
-            new_values,
-            attended,
-        )  # where the host has these already
+        # where the host has these already
+        self._new_keys, self._new_values, self._attended = new_keys, new_values, attended
+        self._pre_rope_keys = pre_rope_keys
         self._prepared = prepared or {}  # what the policy's `needs` names
         self._rows_of = rows_of  # where the host can give some rows of `keys` or `values` without making all
         self._parts: dict[tuple[int, ...], tuple[Tensor, View]] = {}
@@ -117,7 +116,9 @@ class View:
     @property
     def pre_rope_keys(self) -> Float[Tensor, "heads n d"]:
         """Keys before RoPE. Needs `pre_rope`."""
-        return self._store("pre_rope_keys", lambda: self.rope.unrotate(self.keys, self._positions))
+        rope = self.rope
+        made = self._pre_rope_keys or (lambda: rope.unrotate(self.keys, self._positions))
+        return self._store("pre_rope_keys", made)
 
     @property
     def pre_rope_queries(self) -> Float[Tensor, "query_heads new d"]:

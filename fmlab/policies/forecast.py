@@ -55,17 +55,17 @@ class ExpectedAttention(Policy):
         return torch.where(view.positions < self.sinks, torch.inf, score)
 
     def _expected(self, view: View) -> Float[Tensor, "heads n"]:
-        keys = view.keys.float() * view.scaling
+        keys = view.keys.float()
         heads, _, d = keys.shape
         following = view.positions[:1].amax(-1) + 1  # the place of the next token, the same for all heads
         sinks = max(0, min(self.sinks - int(following) + view.new, view.new - 1))
         queries = view.pre_rope_queries.view(heads, -1, view.new, d)[:, :, sinks:]
         turn = view.rope.mean(following, self.horizon, d)[0].to(keys)
         mean = queries.mean(2)
-        logits = (mean @ turn.T) @ keys.mT
+        logits = (mean @ turn.T * view.scaling) @ keys.mT
         if self.covariance and queries.shape[2] > 1:
             for group in range(queries.shape[1]):  # one at a time: each is as large as the keys
-                apart = (queries[:, group] - mean[:, group, None]) @ turn.T
+                apart = (queries[:, group] - mean[:, group, None]) @ turn.T * view.scaling
                 logits[:, group] += (keys @ (apart.mT @ apart) * keys).sum(-1) / (2 * apart.shape[1])
         logits = logits.masked_fill((view.positions < self.sinks)[:, None], torch.finfo(logits.dtype).min)
         return logits.softmax(-1).mean(1)

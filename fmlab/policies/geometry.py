@@ -1,17 +1,19 @@
 """Policies that look at the keys and values themselves: norms, directions, leverage, what the next tokens make of them."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import normalize
 
 from ..core import BudgetError, Policy, Stats, View
 from .nesting import remembered
 
 TINY = 1e-12  # instead of nothing, where something is divided by it
+SOUND = 1e-3  # a smaller ridge leaves float32 too little to tell a leverage by
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class KeyNorm(Policy):
     """
 
     def observe(self, view: View, stats: Stats) -> Stats:
-        return {"norm": remembered(view, stats.get("norm"), torch.linalg.vector_norm(_wide(view.new_keys), dim=-1))}
+        return {"norm": _key_norms(view, stats)}
 
     def score(self, view: View, stats: Stats) -> Float[Tensor, "heads n"]:
         return -stats["norm"]
@@ -39,10 +41,14 @@ class KeyDiff(Policy):
 
     directions: bool = True
 
+    def observe(self, view: View, stats: Stats) -> Stats:
+        return {"norm": _key_norms(view, stats)}
+
     def score(self, view: View, stats: Stats) -> Float[Tensor, "heads n"]:
-        keys = _wide(view.keys)
-        anchor = (normalize(keys, dim=-1) if self.directions else keys).mean(1, keepdim=True)
-        return -cosine_similarity(keys, anchor, dim=-1)
+        keys, norm = _wide(view.keys), stats["norm"].clamp(min=TINY)
+        weight = 1 / norm if self.directions else torch.ones_like(norm)
+        anchor = normalize(weight[:, None] @ keys, dim=-1)  # of the mean only the direction counts
+        return -(keys @ anchor.mT)[..., 0] / norm
 
 
 @dataclass(frozen=True)
@@ -71,10 +77,15 @@ class LagKV(Policy):
         before, full = ((end - self.sinks) // self.lag for end in (seen - view.new, seen))
         if full < 2 or full == before:
             return {"rank": rank}
-        block = (view.positions - self.sinks).div(self.lag, rounding_mode="floor").clamp(min=-1) + 1  # 0: the sinks
-        worth = sum(self._distinct(_wide(x), block, full + 2) for x in (view.keys, view.values))
-        due = (rank == 0) & (block > 0) & (block < full)
-        return {"rank": torch.where(due, _rank_within(block, worth, full + 2), rank)}
+        ranked = max(0, before - 1)  # so many blocks have been: only what stands behind them is looked at
+        block = (view.positions - self.sinks).div(self.lag, rounding_mode="floor").clamp(min=ranked - 1) - (ranked - 1)
+        behind = block.topk(int((block > 0).sum(-1).max())).indices
+        block, blocks = block.gather(-1, behind), full - ranked  # 0: the sinks and what is ranked
+        places = behind[..., None].expand(*behind.shape, view.keys.shape[-1])
+        worth = sum(self._distinct(_wide(x.gather(1, places)), block, blocks + 2) for x in (view.keys, view.values))
+        due = (rank.gather(-1, behind) == 0) & (block > 0) & (block < blocks)
+        now = torch.where(due, _rank_within(block, worth, blocks + 2), rank.gather(-1, behind))
+        return {"rank": rank.scatter(-1, behind, now)}
 
     def _distinct(self, x: Tensor, block: Tensor, blocks: int) -> Tensor:
         """The softmax over each block of the deviation of its entries, scaled by the block that follows."""
@@ -119,15 +130,16 @@ class LeverageScore(Policy):
             raise ValueError(f"ridge={self.ridge}; give a number above 0")
 
     def score(self, view: View, stats: Stats) -> Float[Tensor, "heads n"]:
-        x = view.pre_rope_keys.double()
+        x = view.pre_rope_keys if self.ridge > SOUND else view.pre_rope_keys.double()
         x = x - x.mean(1, keepdim=True)
         if self.sketch < x.shape[-1]:
             x = x @ _gaussian(x.shape[-1], self.sketch, self.seed).to(x)
         gram = x.mT @ x
         diagonal = gram.diagonal(dim1=1, dim2=2)
         diagonal += (self.ridge * diagonal.mean(-1, keepdim=True)).clamp(min=TINY)
-        half = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), x.mT, upper=False)
-        return half.square().sum(1)
+        root = torch.linalg.cholesky(gram)
+        inverse = torch.linalg.solve_triangular(root, torch.eye(x.shape[-1]).to(x).expand_as(root), upper=False)
+        return torch.linalg.vector_norm(x @ inverse.mT, dim=-1).square()
 
 
 @dataclass(frozen=True)
@@ -173,6 +185,11 @@ class CUR(Policy):
         return norms / total.gather(1, block).clamp(min=TINY)
 
 
+def _key_norms(view: View, stats: Stats) -> Float[Tensor, "heads n"]:
+    """The L2 norms of the keys, each taken once, as it came."""
+    return remembered(view, stats.get("norm"), torch.linalg.vector_norm(_wide(view.new_keys), dim=-1))
+
+
 def _wide(x: Tensor) -> Tensor:
     """In float32 at least."""
     return x.float() if x.dtype.itemsize < 4 else x
@@ -188,6 +205,7 @@ def _rank_within(block: Tensor, worth: Tensor, blocks: int) -> Tensor:
     return torch.empty_like(worth).scatter_(-1, order, rank.to(worth.dtype))
 
 
+@lru_cache
 def _gaussian(rows: int, columns: int, seed: int) -> Tensor:
     """(rows, columns) of variance 1 / columns, drawn alike on every machine."""
     generator = torch.Generator().manual_seed(seed)

@@ -158,6 +158,10 @@ def _best(
     scores: Float[Tensor, "heads n"], positions: Int[Tensor, "heads n"], count: Int[Tensor, " heads"]
 ) -> Bool[Tensor, "heads n"]:
     """The `count` best of each head; of equals those of larger position."""
+    cut = scores.sort(dim=-1, descending=True).values.gather(-1, (count - 1).clamp(min=0)[:, None])
+    best = scores >= cut
+    if (best.sum(-1) == count).all():  # nobody shares the last place
+        return best
     newest_first = positions.argsort(dim=-1, descending=True)
     best_first = newest_first.gather(-1, scores.gather(-1, newest_first).argsort(dim=-1, descending=True, stable=True))
     return best_first.argsort(dim=-1) < count[:, None]
