@@ -1,5 +1,8 @@
-"""Replaying all 90 KV heads of SmolLM2 over 1,024 tokens: each policy at each budget, the whole grid, and the grid
-against running the model, a token a call, which is timed over a few of its steps."""
+"""Replaying all 90 KV heads of SmolLM2 over 1,024 tokens: each policy at each budget; and the grid against running the
+model for the same policies and budgets, a token a call, which is timed for each policy over some steps of one budget.
+
+A grid of every policy, whole: those that only a replay can serve (Clairvoyant) are shown and left out of the comparison.
+"""
 
 from pydoc_data import topics
 from statistics import median
@@ -8,39 +11,48 @@ import torch
 from paired import arguments, seconds, show
 
 import fmlab as fm
+from fmlab.needs import LIVE
 
 BUDGETS = (16, 32, 64, 128, 256, 512, 768, 896)
+TIMED = 128  # the budget at which the model is run
 
 
 def main() -> None:
     toy = arguments(__doc__).toy
     lm = fm.tiny() if toy else fm.load()
-    tokens = 96 if toy else 1024
+    tokens, budgets, timed, steps = (96, (64, 80), 64, 4) if toy else (1024, BUDGETS, TIMED, 24)
     trace = fm.record(lm, lm.ids(topics.topics["typesseq"])[:tokens])
-    rows, total = [], 0.0
+    rows, totals = [], []
     for policy in fm.policies.every(trace.offers):
-        for budget in BUDGETS[2:4] if toy else BUDGETS:
+        took = {}
+        for budget in budgets:
             try:
-                took = seconds(lambda policy=policy, budget=budget: fm.replay(trace, policy, budget))
+                took[budget] = seconds(lambda policy=policy, budget=budget: fm.replay(trace, policy, budget))
+                rows.append({"policy": repr(policy), "budget": budget, "seconds": round(took[budget], 3)})
             except fm.BudgetError as refused:
                 rows.append({"policy": repr(policy), "budget": budget, "seconds": None, "refused": str(refused)})
-                continue
-            total += took
-            rows.append({"policy": repr(policy), "budget": budget, "seconds": round(took, 3), "refused": ""})
+        live = live_seconds(lm, trace.ids, policy, timed, steps) * len(took) if policy.needs <= LIVE else None
+        totals.append({"policy": repr(policy), "runs": len(took), "replays_s": sum(took.values()), "live_s": live})
     show(rows, f"replay of {len(trace)} tokens, {len(trace.layers) * trace.kv_heads} KV heads")
-    ran = [row for row in rows if row["seconds"] is not None]
-    print(f"whole grid: {total:.1f} s for {len(ran)} runs")
-    live = live_seconds(lm, trace.ids, BUDGETS[3], 8 if toy else 64)
+    show([row | _times(row) for row in totals], "all budgets of a policy: replayed, and run by the model (from its steps)")
+    both = [row for row in totals if row["live_s"] is not None]
+    replays, live = (sum(row[name] for row in both) for name in ("replays_s", "live_s"))
     print(
-        f"running the model a token a call under SinkWindow, the cheapest: {live:.1f} s a run, so the grid "
-        f"{live * len(ran) / total:.0f} times as long as its replays"
+        f"whole grid: {sum(row['runs'] for row in both)} runs, replays {replays:.0f} s, "
+        f"the model {live:.0f} s, {live / replays:.0f} times as long"
     )
 
 
+def _times(row: dict) -> dict:
+    live = row["live_s"]
+    rounded = {"replays_s": round(row["replays_s"], 1), "live_s": None if live is None else round(live)}
+    return rounded | {"times": None if live is None else round(live / row["replays_s"])}
+
+
 @torch.no_grad()
-def live_seconds(lm, ids, budget: int, steps: int) -> float:
+def live_seconds(lm, ids, policy: fm.Policy, budget: int, steps: int) -> float:
     """Seconds of a whole live run of these ids, from its last steps."""
-    with fm.finite(lm.model, fm.policies.SinkWindow(), min(budget, len(ids) // 2)) as cache:
+    with fm.finite(lm.model, policy, budget) as cache:
         lm.model(input_ids=ids[None, :-steps], past_key_values=cache, logits_to_keep=1)
         took = [
             seconds(lambda at=at: lm.model(input_ids=ids[None, at : at + 1], past_key_values=cache))

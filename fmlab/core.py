@@ -19,7 +19,12 @@ from .view import View
 
 Stats = Mapping[str, Tensor]  # a policy's own columns, each (heads, n), kept aligned with the entries by the host
 
-
+PREPARED_BY = {
+    "future": "a replay of a record",
+    "pre_rope": "a model whose rotary embedding can be taken off, or its record, and original positions",
+    "output_projection": "a model whose output projections are found, or its record",
+    "second_pass": "fm.prefill, or a record made with second_pass=True",
+}
 _LATER = torch.tensor(torch.iinfo(torch.int64).max)  # behind every position
 
 
@@ -144,7 +149,8 @@ def check_needs(policy: Policy, offered: frozenset[str], host: str) -> None:
     if not isinstance(policy, Policy):
         raise TypeError(f"{policy!r} is no Policy; pass an instance, such as fm.policies.SinkWindow(sinks=4)")
     if missing := sorted(policy.needs - offered):
-        raise ValueError(f"{policy!r} needs {', '.join(missing)}, which {host} cannot prepare; use a host that can")
+        able = " and ".join(PREPARED_BY.get(name, f"a host of your own for {name}") for name in missing)
+        raise ValueError(f"{policy!r} needs {', '.join(missing)}, which {host} cannot prepare; it takes {able}")
 
 
 def select(

@@ -3,6 +3,8 @@
 import papers
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fmlab as fm
 from fmlab.needs import LIVE
@@ -30,6 +32,7 @@ from fmlab.policies import (
     SnapKV,
     ValueWeighted,
 )
+from fmlab.policies.wrappers import _best
 
 SNAP = SnapKV(window=6, kernel=3)
 PAPERS = {
@@ -76,6 +79,7 @@ CHOICES = {
     KeyDiff(directions=False): other(papers.Likeness, directions=False),
     LagKV(sinks=0, lag=7): other(papers.Lag, sinks=0, lag=7),
     LeverageScore(ridge=0.5): other(papers.Leverage, ridge=0.5),
+    LeverageScore(ridge=1e-6): other(papers.Leverage, ridge=1e-6),
     CUR("mean", block=5, sinks=0): other(papers.Shares, block=5, sinks=0, combine=lambda self, k, v: (k + v) / 2),
     CUR("key", sinks=1): other(papers.Shares, sinks=1, combine=lambda self, k, v: k),
     CUR("value", sinks=1): other(papers.Shares, sinks=1, combine=lambda self, k, v: v),
@@ -138,3 +142,17 @@ def test_live_is_the_paper_at_the_first_layer(tiny, trace, policy, paper, calls)
 def test_every_choice_is_that_of_the_paper(trace, policy, paper):
     ours = fm.replay(trace, policy, 16, prefill=30)[1]
     assert ours.tolist() == from_paper(paper, trace, 1, 16, [30] + [1] * 18).tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_the_best_are_those_that_a_full_ranking_gives(data):
+    heads, n = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 9))
+    numbers = st.sampled_from([0.0, 1.0, 2.0, torch.inf])  # many ties
+    scores = torch.tensor(data.draw(st.lists(numbers, min_size=heads * n, max_size=heads * n))).view(heads, n)
+    positions = torch.stack([torch.tensor(data.draw(st.permutations(range(n)))) for _ in range(heads)])
+    count = torch.tensor(data.draw(st.lists(st.integers(0, n + 1), min_size=heads, max_size=heads)))
+    kept = _best(scores, positions, count)
+    for head in range(heads):
+        ranked = sorted(range(n), key=lambda i: (scores[head, i].item(), positions[head, i].item()), reverse=True)
+        assert set(kept[head].nonzero()[:, 0].tolist()) == set(ranked[: int(count[head])])

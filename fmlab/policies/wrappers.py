@@ -158,7 +158,8 @@ def _best(
     scores: Float[Tensor, "heads n"], positions: Int[Tensor, "heads n"], count: Int[Tensor, " heads"]
 ) -> Bool[Tensor, "heads n"]:
     """The `count` best of each head; of equals those of larger position."""
-    cut = scores.sort(dim=-1, descending=True).values.gather(-1, (count - 1).clamp(min=0)[:, None])
+    last = (count - 1).clamp(0, scores.shape[-1] - 1)[:, None]
+    cut = scores.sort(dim=-1, descending=True).values.gather(-1, last)
     best = scores >= cut
     if (best.sum(-1) == count).all():  # nobody shares the last place
         return best
