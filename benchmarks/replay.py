@@ -34,7 +34,10 @@ def main() -> None:
         live = live_seconds(lm, trace.ids, policy, timed, steps) * len(took) if policy.needs <= LIVE else None
         totals.append({"policy": repr(policy), "runs": len(took), "replays_s": sum(took.values()), "live_s": live})
     show(rows, f"replay of {len(trace)} tokens, {len(trace.layers) * trace.kv_heads} KV heads")
-    show([row | _times(row) for row in totals], "all budgets of a policy: replayed, and run by the model (from its steps)")
+    show(
+        [row | _times(row) for row in totals],
+        "all budgets of a policy: replayed, and run by the model (from its steps)",
+    )
     both = [row for row in totals if row["live_s"] is not None]
     replays, live = (sum(row[name] for row in both) for name in ("replays_s", "live_s"))
     print(

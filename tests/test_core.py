@@ -117,7 +117,8 @@ def test_a_class_is_no_policy_and_needs_are_refused_on_entry():
         needs = frozenset({"future", "pre_rope"})
 
     with pytest.raises(
-        ValueError, match=r"Prophet\(sinks=4\) needs pre_rope, which a live model cannot prepare; it takes a model whose"
+        ValueError,
+        match=r"Prophet\(sinks=4\) needs pre_rope, which a live model cannot prepare; it takes a model whose",
     ):
         check_needs(Prophet(), frozenset({"future"}), "a live model")
     assert check_needs(Prophet(), Prophet.needs, "an oracle") is None
