@@ -20,7 +20,7 @@ def main() -> None:
         trace = fm.Trace.load(HERE / "tour.safetensors")
     else:
         lm = fm.load("smollm2-135m")
-        trace = fm.record(lm, (HERE / "tour.txt").read_text(encoding="utf-8"), layers=LAYERS)
+        trace = fm.record(lm, (HERE / "tour.txt").read_text(encoding="utf-8"), layers=LAYERS, second_pass=True)
         trace.save(HERE / "tour.safetensors")
     replays = Replays(trace)
     for budget in BUDGETS:
