@@ -11,6 +11,7 @@ from torch import Tensor
 from .bag import Bag
 from .rope import Rope
 
+SPARSE = 4  # times as many places as entries, and sorting these is faster than counting over those
 WORKSPACE = 1 << 24  # attention weights computed at a time where only their sum is wanted: 64 MiB of float32
 
 
@@ -149,6 +150,11 @@ class View:
     def age(self) -> Int[Tensor, "heads n"]:
         """How many positions an entry lies behind the newest one of its head; the newest has age 0."""
         return self._store("age", self._ages)
+
+    @property
+    def rank(self) -> Int[Tensor, "heads n"]:
+        """How many of the entries held by its head stand before an entry in the sequence; the oldest has rank 0."""
+        return self._store("rank", self._ranks)
 
     def attention(self, last: int = 1) -> Float[Tensor, "heads last n"]:
         """What the `last` newest queries of this call pay to each entry: causal softmax of each query head over the
@@ -308,6 +314,14 @@ class View:
     def _ages(self) -> Tensor:
         newest = self._positions.amax(-1, keepdim=True) if self._newest is None else self._newest
         return newest - self._positions
+
+    def _ranks(self) -> Tensor:
+        heads, n = self._positions.shape
+        places = 1 + (int(self._positions.max()) if self._newest is None else self._newest)
+        if places > SPARSE * n:
+            return self._positions.argsort(-1).argsort(-1)
+        there = self._positions.new_zeros(heads, places).scatter_(1, self._positions, 1)  # counting, no sorting
+        return there.cumsum(-1).gather(1, self._positions) - 1
 
     def rows(self, start: int, stop: int) -> Float[Tensor, "heads groups rows n"]:
         """The softmax weights of the queries `start` to `stop` of this call, per query head, in float32."""

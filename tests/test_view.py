@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fmlab import view as view_module
 from fmlab.bag import Bag
@@ -169,3 +171,14 @@ def test_what_was_asked_for_is_remembered():
     assert view.asked == {"attention"}
     _ = view.keys, view.values, view.age
     assert view.asked == {"attention", "keys", "values"}
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_rank_counts_the_older_entries(data):
+    heads, n = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 6))
+    most = data.draw(st.sampled_from([n, 4 * n, 40 * n]))  # close together or far apart
+    rows = [data.draw(st.lists(st.integers(0, most - 1), min_size=n, max_size=n, unique=True)) for _ in range(heads)]
+    nothing = dict.fromkeys(("keys", "values", "queries"), torch.Tensor)
+    shown = View(Bag.of(1, [0], heads, 1), torch.tensor(rows), 1, torch.full((heads,), n), scaling=1.0, **nothing)
+    assert shown.rank.tolist() == [[sum(other < place for other in row) for place in row] for row in rows]

@@ -178,9 +178,9 @@ class SnapKV(Policy):
     def score(self, view: View, stats: Stats) -> Float[Tensor, "heads n"]:
         in_window = view.age < self.window
         prefix = stats["looked_at"].masked_fill(in_window, 0)  # as zeros beyond the edge
-        order = view.positions.argsort(-1)
-        pooled = avg_pool1d(prefix.gather(-1, order), self.kernel, stride=1, padding=self.kernel // 2)
-        return torch.empty_like(pooled).scatter_(-1, order, pooled).masked_fill(in_window, torch.inf)
+        in_order = torch.empty_like(prefix).scatter_(-1, view.rank, prefix)
+        pooled = avg_pool1d(in_order, self.kernel, stride=1, padding=self.kernel // 2)
+        return pooled.gather(-1, view.rank).masked_fill(in_window, torch.inf)
 
 
 def _moved(stats: Stats, name: str, mean: Tensor, share: float) -> Stats:

@@ -131,9 +131,9 @@ class LeverageScore(Policy):
 
     def score(self, view: View, stats: Stats) -> Float[Tensor, "heads n"]:
         x = view.pre_rope_keys if self.ridge > SOUND else view.pre_rope_keys.double()
-        x = x - x.mean(1, keepdim=True)
         if self.sketch < x.shape[-1]:
             x = x @ _gaussian(x.shape[-1], self.sketch, self.seed).to(x)
+        x = x - x.mean(1, keepdim=True)
         gram = x.mT @ x
         diagonal = gram.diagonal(dim1=1, dim2=2)
         diagonal += (self.ridge * diagonal.mean(-1, keepdim=True)).clamp(min=TINY)

@@ -158,11 +158,11 @@ def _best(
     scores: Float[Tensor, "heads n"], positions: Int[Tensor, "heads n"], count: Int[Tensor, " heads"]
 ) -> Bool[Tensor, "heads n"]:
     """The `count` best of each head; of equals those of larger position."""
-    last = (count - 1).clamp(0, scores.shape[-1] - 1)[:, None]
-    cut = scores.sort(dim=-1, descending=True).values.gather(-1, last)
-    best = scores >= cut
-    if (best.sum(-1) == count).all():  # nobody shares the last place
-        return best
+    n, (fewest, most) = scores.shape[-1], count.aminmax()
+    if 0 < fewest == most <= n:  # no ranking, if all heads have as many and nobody shares the last place
+        best = scores >= scores.kthvalue(n - int(most) + 1, dim=-1, keepdim=True).values
+        if (best.sum(-1) == count).all():
+            return best
     newest_first = positions.argsort(dim=-1, descending=True)
     best_first = newest_first.gather(-1, scores.gather(-1, newest_first).argsort(dim=-1, descending=True, stable=True))
     return best_first.argsort(dim=-1) < count[:, None]
