@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import avg_pool1d
+from torch.nn.functional import avg_pool1d, pad
 
 from ..core import Policy, Stats, View
 from .nesting import remembered
@@ -179,7 +179,8 @@ class SnapKV(Policy):
         in_window = view.age < self.window
         prefix = stats["looked_at"].masked_fill(in_window, 0)  # as zeros beyond the edge
         in_order = torch.empty_like(prefix).scatter_(-1, view.rank, prefix)
-        pooled = avg_pool1d(in_order, self.kernel, stride=1, padding=self.kernel // 2)
+        around = pad(in_order, (self.kernel // 2, self.kernel // 2)).unfold(-1, in_order.shape[-1], 1)
+        pooled = around.sum(-2) / self.kernel
         return pooled.gather(-1, view.rank).masked_fill(in_window, torch.inf)
 
 
