@@ -24,6 +24,7 @@ def fidelity(
     first: int,
     chunk: int = 1,
     progress: Callable[[int], None] | None = None,
+    query_aware: bool = False,
 ) -> list[dict]:
     """One row a cell and layer of a text: the first `first` tokens are one call, the rest calls of `chunk` tokens, live
     for all cells as one batch of forks, and replayed from the record of the full model.
@@ -32,7 +33,8 @@ def fidelity(
     mean over the KV heads: of the full model's attention, what falls on entries that the live run, or the replay, still
     held. `overlap` is the mean share of the entries held live that are held in
     the replay too, over the ends of all calls after the first. `nll_delta`, the same for all layers of a cell, is how
-    many nats a token the live run lost against the full cache, over the tokens after the first call.
+    many nats a token the live run lost against the full cache, over the tokens after the first call. `query_aware` says
+    that a question is part of the text.
     Raises ValueError for a text of fewer than `first` + 2 tokens.
     """
     ids = lm.ids(text)
@@ -40,8 +42,8 @@ def fidelity(
         raise ValueError(f"{len(ids)} tokens with a first call of {first}; give at least {first + 2}")
     full = len(ids) + 1
     sizes = (first, *[chunk] * (-(-(len(ids) - first) // chunk)))
-    trace = record(lm, ids, dtype=torch.float32)
-    forks = prefill(lm, ids[:first]).fork([*cells, (cells[0][0], full)])
+    trace = record(lm, ids, dtype=torch.float32, query_aware=query_aware)
+    forks = prefill(lm, ids[:first], query_aware).fork([*cells, (cells[0][0], full)])
     losses, done = [], first
     for logits, after in forks.read(ids[first:], chunk):  # noqa: B007  the last `after` has read it all
         targets = ids[done + 1 : done + 1 + logits.shape[1]]
@@ -56,7 +58,8 @@ def fidelity(
         whole = (received.mass_recall(each).mean(1) for each in (live, replayed))
         both = ((mean * len(ids) - first) / (len(ids) - first) for mean in whole)
         held = _overlap(live, replayed, list(accumulate(split(len(ids), sizes))))
-        label = {"policy": repr(policy), "budget": budget, "nll_delta": float(delta[i] - delta[-1])}
+        label = {"policy": repr(policy), "budget": budget, "query_aware": query_aware}
+        label["nll_delta"] = float(delta[i] - delta[-1])
         for layer, mine, theirs, share in zip(trace.layers, *both, held, strict=True):
             figures = {"live": float(mine), "replayed": float(theirs), "overlap": float(share)}
             rows.append(label | {"layer": layer} | figures)

@@ -22,13 +22,15 @@ def record(
     layers: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float16,
     second_pass: bool = False,
+    query_aware: bool = False,
 ) -> Trace:
     """Run the model once over a text or its ids and keep what every attention head was given.
 
     `layers` chooses which layers are kept (all), `dtype` in which precision. All layers of SmolLM2-135M in half
     precision take 58 kB a token. `second_pass` lets the model repeat the text as well, for policies that ask what it
-    looks at meanwhile (KVzip); it takes some three times as long. Raises ValueError for an empty text or a layer that
-    the model does not have.
+    looks at meanwhile (KVzip); it takes some three times as long. `query_aware` says that
+    the question is part of the text, as for `finite`; every replay and every table of replays then says so. Raises
+    ValueError for an empty text or a layer that the model does not have.
     """
     ids = lm.ids(text)
     count = lm.model.config.get_text_config(decoder=True).num_hidden_layers
@@ -64,6 +66,7 @@ def record(
         softcap=rows[0]["softcap"],
         windows=tuple(row["window"] for row in rows),
         depth=count,
+        query_aware=query_aware,
         rope=None if rope is None else rope.to(torch.device("cpu")),
         repeated=repeated_attention(lm, ids)[chosen] if second_pass else None,
         **{name: torch.stack([row[name] for row in rows]) for name in names},

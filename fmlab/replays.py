@@ -114,7 +114,7 @@ class Replays:
 def fingerprint(trace: Trace) -> str:
     """A hash of what a replay depends on."""
     digest = hashlib.sha256(
-        json.dumps([trace.layers, trace.model, trace.scaling, trace.softcap, trace.windows]).encode()
+        json.dumps([trace.layers, trace.model, trace.scaling, trace.softcap, trace.windows, trace.query_aware]).encode()
     )
     further = [tensor for tensor in trace.columns.values() if tensor is not None]
     for tensor in (trace.ids, trace.queries, trace.keys, trace.values, *further):

@@ -103,6 +103,7 @@ class _Recorded:
         return {
             "scaling": trace.scaling,
             "softcap": trace.softcap,
+            "query_aware": trace.query_aware,
             "queries": lambda: queries[rows, :, at].flatten(0, 1).float(),
             "new_keys": lambda: flat["keys"][rows, at].float(),
             "new_values": lambda: flat["values"][rows, at].float(),

@@ -14,7 +14,8 @@ EMPTY_REGRET = "regret is empty where the optimum is not known: call replays.ora
 
 
 def by_head(replays: Replays, policies: Sequence[Policy], budgets: Sequence[int], prefill: int = 1) -> pd.DataFrame:
-    """One row a policy, budget, layer and KV head: `mass_recall` and `regret`; the optimum itself where it is known.
+    """One row a policy, budget, layer and KV head: `mass_recall` and `regret`; the optimum itself where it is known;
+    `query_aware` as the trace was recorded.
 
     Nothing slow is computed: `regret` is NaN where the optimum of a budget is not known, and `attrs["regret"]` of the
     frame says how to get it. Raises ValueError where there is nothing to replay.
@@ -29,6 +30,7 @@ def by_head(replays: Replays, policies: Sequence[Policy], budgets: Sequence[int]
             recall = replays.mass_recall(policy, budget, prefill)
             regret = torch.full_like(recall, torch.nan) if best is None else best - recall
             label = {"policy": OPTIMUM if policy is None else repr(policy), "budget": budget, "prefill": prefill}
+            label["query_aware"] = replays.trace.query_aware
             for at, layer in enumerate(replays.trace.layers):
                 for head in range(replays.trace.kv_heads):
                     figures = {"mass_recall": float(recall[at, head]), "regret": float(regret[at, head])}
@@ -40,11 +42,12 @@ def by_budget(heads: pd.DataFrame) -> pd.DataFrame:
     """One row a policy and budget of a table by head: means over the heads, with the interval of the regret.
 
     `regret` with `regret_low` and `regret_high` (95%, bootstrap over texts where column `seed` names several, over
-    layers otherwise), `regret_p90`, `regret_worst` and the `worst_head` as layer.head; `mass_recall`; `heads`.
+    layers otherwise), `regret_p90`, `regret_worst` and the `worst_head` as layer.head; `mass_recall`; `heads`. Raises
+    ValueError where query-aware and query-blind rows are mixed.
     """
-    rows = []
+    rows, aware = [], _one_way(heads)
     for (policy, budget), part in heads.groupby(["policy", "budget"], sort=False):
-        row = {"policy": policy, "budget": budget, "mass_recall": part["mass_recall"].mean()}
+        row = {"policy": policy, "budget": budget, "query_aware": aware, "mass_recall": part["mass_recall"].mean()}
         rows.append(row | _regret(part) | {"heads": len(part)})
     return _told(pd.DataFrame(rows))
 
@@ -67,6 +70,7 @@ def lost(replays: Replays, policy: Policy, budget: int, prefill: int = 1) -> pd.
         {
             "policy": repr(policy),
             "budget": budget,
+            "query_aware": trace.query_aware,
             "layer": grid[:, 0].numpy(),
             "head": grid[:, 1].numpy(),
             "position": grid[:, 2].numpy(),
@@ -75,6 +79,16 @@ def lost(replays: Replays, policy: Policy, budget: int, prefill: int = 1) -> pd.
             "gained": more.flatten().numpy(),
         }
     )
+
+
+def _one_way(table: pd.DataFrame) -> bool:
+    """Whether the runs of a table are query-aware. Raises ValueError where some are and some are not."""
+    ways = set(table["query_aware"])
+    if len(ways) != 1:
+        raise ValueError(
+            "the table mixes query-aware and query-blind runs; give one kind, such as rows[~rows.query_aware]"
+        )
+    return bool(ways.pop())
 
 
 def _regret(part: pd.DataFrame) -> dict:
@@ -104,25 +118,28 @@ def _told(table: pd.DataFrame) -> pd.DataFrame:
 def foretold(fidelity: pd.DataFrame) -> pd.DataFrame:
     """How far replays are off, a row a policy and budget of the rows of `fmlab.fidelity` with column `seed` (the text):
     means over layers and texts of `live`, `replayed` and `overlap`, and the `gap` replayed - live with its 95% interval,
-    whole texts drawn."""
-    rows = []
+    whole texts drawn. Raises ValueError where query-aware and query-blind rows are mixed."""
+    rows, aware = [], _one_way(fidelity)
     for (policy, budget), part in fidelity.groupby(["policy", "budget"], sort=False):
         gap = bootstrap((part["replayed"] - part["live"]).to_numpy(), part["seed"].to_numpy())
         means = part[["live", "replayed", "overlap"]].mean().to_dict()
         interval = {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
-        rows.append({"policy": policy, "budget": budget} | means | interval | {"texts": gap.clusters})
+        rows.append(
+            {"policy": policy, "budget": budget, "query_aware": aware} | means | interval | {"texts": gap.clusters}
+        )
     return pd.DataFrame(rows)
 
 
 def ranks_foretold(fidelity: pd.DataFrame) -> pd.DataFrame:
     """How well replays rank policies, a row a budget: Spearman's correlation over the policies between the mass recall
     replayed and the live one (`recall`), and between the mass recall replayed and the nats not lost live (`nll`), mean
-    over texts with 95% intervals, whole texts drawn. Raises ValueError for fewer than three policies."""
+    over texts with 95% intervals, whole texts drawn. Raises ValueError for fewer than three policies,
+    and where query-aware and query-blind rows are mixed."""
     if (count := fidelity["policy"].nunique()) < 3:
         raise ValueError(f"{count} policies have no ranking to speak of; give at least three")
-    rows = []
+    rows, aware = [], _one_way(fidelity)
     for budget, part in fidelity.groupby("budget"):
-        row: dict = {"budget": budget}
+        row: dict = {"budget": budget, "query_aware": aware}
         for name, other in {"recall": "live", "nll": "nll_delta"}.items():
             signs = -1 if name == "nll" else 1
             each = []

@@ -31,9 +31,10 @@ class Trace:
     `queries` (layers, query_heads, T, d), `keys` and `values` (layers, kv_heads, T, d), after RoPE; `ids` int64 (T,);
     `tokens` the T pieces of the text; `layers` which layers of the model these are; `windows` each layer's own sliding
     window, or None; `scaling` and `softcap` as the model's attention uses them; `depth` how many layers the model has
-    (None: an older file does not say). For policies that need more, or None
-    where it was not recorded: `output_norms`, the L1 norm of what each value adds to the layer's output; `repeated`, the
-    most attention each token received while the model repeated the text; `rope`, the rotary embedding.
+    (None: an older file does not say); `query_aware` whether the question to be answered is part of the text. For
+    policies that need more, or None where it was not recorded: `output_norms`, the L1 norm of what each value adds to
+    the layer's output; `repeated`, the most attention each token received while the model repeated the text; `rope`, the
+    rotary embedding.
     """
 
     ids: Int[Tensor, " tokens"]
@@ -50,6 +51,7 @@ class Trace:
     repeated: Float[Tensor, "layers kv_heads tokens"] | None = None
     rope: Rope | None = None
     depth: int | None = None
+    query_aware: bool = False
 
     def __post_init__(self):
         if len(self.tokens) != len(self.ids):
@@ -123,6 +125,7 @@ class Trace:
             scaling=self.scaling,
             softcap=self.softcap,
             window=self.window(),
+            query_aware=self.query_aware,
             keys=lambda: self.keys.flatten(0, 1).float(),
             values=lambda: self.values.flatten(0, 1).float(),
             queries=lambda: self.queries.flatten(0, 1).float(),
@@ -133,7 +136,7 @@ class Trace:
         about = {
             "format": FORMAT, "tokens": self.tokens, "layers": self.layers, "model": self.model,
             "scaling": self.scaling, "softcap": self.softcap, "windows": self.windows,
-            "depth": self.depth,
+            "depth": self.depth, "query_aware": self.query_aware,
         }  # fmt: skip
         tensors = {name: getattr(self, name) for name in ("ids", "queries", "keys", "values", *COLUMNS)}
         tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
@@ -151,7 +154,8 @@ class Trace:
             rope = None if inv_freq is None else Rope(inv_freq, about["rope_scaling"])
             tuples = {name: tuple(about[name]) for name in ("tokens", "layers", "windows")}
             numbers = {name: about[name] for name in ("scaling", "softcap")} | {"depth": about.get("depth")}
-            trace = cls(**tensors, **tuples, **numbers, model=about["model"], rope=rope)
+            aware = bool(about.get("query_aware", False))
+            trace = cls(**tensors, **tuples, **numbers, model=about["model"], rope=rope, query_aware=aware)
             layers, query_heads, tokens, d = trace.queries.shape
             whole = (
                 trace.keys.shape == (layers, trace.kv_heads, tokens, d)

@@ -21,6 +21,7 @@ def test_the_live_side_is_the_live_run(rows):
     chunk, rows = rows
     lm = fm.tiny()
     trace, full = fm.record(lm, IDS, dtype=torch.float32), lm.model(IDS[None]).logits[0]
+    assert not any(row["query_aware"] for row in rows)
     assert [(row["policy"], row["layer"]) for row in rows] == [(repr(p), n) for p, _ in CELLS for n in range(3)]
     for i, (policy, budget) in enumerate(CELLS):
         with fm.finite(lm.model, policy, budget) as cache:
@@ -64,7 +65,8 @@ def table():
                     "overlap": 1 - 0.1 * layer,
                     "nll_delta": -live,
                 }
-                rows.append({"policy": policy, "budget": 8, "seed": seed, "layer": layer} | figures)
+                label = {"policy": policy, "budget": 8, "query_aware": False, "seed": seed, "layer": layer}
+                rows.append(label | figures)
     return pd.DataFrame(rows)
 
 
@@ -86,6 +88,14 @@ def test_how_replays_rank():
     assert fm.tables.ranks_foretold(right).recall.tolist() == [1] == fm.tables.ranks_foretold(right).nll.tolist()
     with pytest.raises(ValueError, match="2 policies have no ranking"):
         fm.tables.ranks_foretold(table().query("policy != 'A()'"))
+
+
+def test_the_two_kinds_of_runs_are_never_mixed():
+    asked = table().assign(query_aware=True)
+    for made in (fm.tables.foretold, fm.tables.ranks_foretold):
+        assert made(asked)["query_aware"].all() and not made(table())["query_aware"].any()
+        with pytest.raises(ValueError, match="mixes query-aware and query-blind runs"):
+            made(pd.concat([table(), asked]))
 
 
 def test_figures():

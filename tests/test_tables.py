@@ -1,6 +1,7 @@
 """Data frames of replays: regret where the optimum is known, empty where it is not, and what a policy loses by token."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -64,6 +65,25 @@ def test_what_is_lost_and_gained_makes_the_regret(replays):
     assert (head.lost.to_numpy() > 0).tolist() == (best.clamp(max=tokens) > mine.clamp(max=tokens)).tolist()
     with pytest.raises(ValueError, match=r"the optimum at budget 11 is not known; call replays.oracle\(11, 1\) first"):
         tables.lost(replays, TOVA(), 11)
+
+
+def test_whether_the_question_was_known_is_in_every_table_and_never_mixed(tmp_path, replays):
+    class Asking(TOVA):
+        listed = False
+
+        def score(self, view, stats):
+            seen.append(view.query_aware)
+            return super().score(view, stats)
+
+    seen = []
+    trace = fm.record(fm.tiny(), "A text, and a question?", layers=[0], query_aware=True)
+    asked = Replays(fm.Trace.load(trace.save(tmp_path / "asked.safetensors")))
+    asked.oracle(8)
+    heads, blind = tables.by_head(asked, [Asking()], [8]), tables.by_head(replays, [TOVA()], [8])
+    assert seen and all(seen) and heads["query_aware"].all() and not blind["query_aware"].any()
+    assert tables.by_budget(heads)["query_aware"].all() and tables.lost(asked, TOVA(), 8)["query_aware"].all()
+    with pytest.raises(ValueError, match="mixes query-aware and query-blind runs"):
+        tables.by_budget(pd.concat([heads, blind]))
 
 
 def test_an_empty_grid_is_refused(replays):
