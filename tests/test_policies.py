@@ -1,5 +1,7 @@
 """Every policy against its paper: replayed and live, in three patterns of calls."""
 
+from dataclasses import replace
+
 import papers
 import pytest
 import torch
@@ -123,6 +125,16 @@ def test_replay_is_the_paper(trace, policy, paper, calls):
         ours = fm.replay(trace, policy, budget, prefill=tuple(calls))[layer]
         assert ours.tolist() == from_paper(paper, trace, layer, budget, calls).tolist()
     assert trace.groups == 3
+
+
+@pytest.mark.parametrize("calls", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize(
+    "policy", [LagKV(sinks=1, lag=3), CUR(), ValueWeighted(), NonCausalAttention(chunk=7)], ids=repr
+)
+def test_values_may_be_narrower_than_keys(trace, policy, calls):
+    narrow = replace(trace, values=trace.values[..., :5].contiguous())
+    ours = fm.replay(narrow, policy, 19, prefill=tuple(calls))[2]
+    assert ours.tolist() == from_paper(PAPERS[policy], narrow, 2, 19, calls).tolist()
 
 
 LIVING = {policy: paper for policy, paper in PAPERS.items() if policy.needs <= LIVE}

@@ -81,8 +81,8 @@ class LagKV(Policy):
         block = (view.positions - self.sinks).div(self.lag, rounding_mode="floor").clamp(min=ranked - 1) - (ranked - 1)
         behind = block.topk(int((block > 0).sum(-1).max())).indices
         block, blocks = block.gather(-1, behind), full - ranked  # 0: the sinks and what is ranked
-        places = behind[..., None].expand(*behind.shape, view.keys.shape[-1])
-        worth = sum(self._distinct(_wide(x.gather(1, places)), block, blocks + 2) for x in (view.keys, view.values))
+        unranked = (x.take_along_dim(behind[..., None], 1) for x in (view.keys, view.values))
+        worth = sum(self._distinct(_wide(x), block, blocks + 2) for x in unranked)
         due = (rank.gather(-1, behind) == 0) & (block > 0) & (block < blocks)
         now = torch.where(due, _rank_within(block, worth, blocks + 2), rank.gather(-1, behind))
         return {"rank": rank.scatter(-1, behind, now)}
