@@ -271,6 +271,8 @@ class View:
         self, column: Float[Tensor, "heads n"], values: Float[Tensor, "heads new"]
     ) -> Float[Tensor, "heads n"]:
         """`column` with `values`, in order of position, at the entries that came with this call."""
+        if self._new == 1:
+            return torch.where(self.age == 0, values, column)
         order = (self._new - 1 - self.age).clamp(min=0)
         return torch.where(self.age < self._new, values.gather(-1, order), column)
 

@@ -134,11 +134,14 @@ class LeverageScore(Policy):
         if self.sketch < x.shape[-1]:
             x = x @ _gaussian(x.shape[-1], self.sketch, self.seed).to(x)
         x = x - x.mean(1, keepdim=True)
-        gram = x.mT @ x
-        diagonal = gram.diagonal(dim1=1, dim2=2)
-        diagonal += (self.ridge * diagonal.mean(-1, keepdim=True)).clamp(min=TINY)
+        fewer = x.shape[1] < x.shape[-1]  # entries than columns: then the smaller Gram matrix says the same
+        gram = x @ x.mT if fewer else x.mT @ x
+        ridge = (self.ridge * x.square().sum((1, 2)) / x.shape[-1]).clamp(min=TINY)[:, None]
+        gram.diagonal(dim1=1, dim2=2).add_(ridge)
         root = torch.linalg.cholesky(gram)
-        inverse = torch.linalg.solve_triangular(root, torch.eye(x.shape[-1]).to(x).expand_as(root), upper=False)
+        inverse = torch.linalg.solve_triangular(root, torch.eye(root.shape[-1]).to(x).expand_as(root), upper=False)
+        if fewer:
+            return 1 - ridge * inverse.square().sum(1)
         return torch.linalg.vector_norm(x @ inverse.mT, dim=-1).square()
 
 

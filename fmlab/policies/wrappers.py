@@ -147,7 +147,7 @@ class Pinned(Policy):
 def _weighted(wrapper: Policy, scores: Tensor, weight: Tensor, epsilon: float = 0.0) -> Float[Tensor, "heads n"]:
     """(scores + epsilon) times the weight; what is infinite stays. Raises ValueError for a negative score."""
     finite = scores.isfinite()
-    if ((scores < 0) & finite).any():
+    if scores.amin() < 0 and ((scores < 0) & finite).any():
         raise ValueError(
             f"{wrapper!r} multiplies scores, and some are negative; wrap a policy that scores by attention"
         )
