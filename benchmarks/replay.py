@@ -1,5 +1,5 @@
 """Replaying all 90 KV heads of SmolLM2 over 1,024 tokens: each policy at each budget; and the grid against running the
-model for the same policies and budgets, a token a call, which is timed for each policy over some steps of one budget.
+model for the same policies and budgets, a token a call, which is timed over some steps of each.
 
 A grid of every policy, whole: those that only a replay can serve (Clairvoyant) are shown and left out of the comparison.
 """
@@ -14,13 +14,12 @@ import fmlab as fm
 from fmlab.needs import LIVE
 
 BUDGETS = (16, 32, 64, 128, 256, 512, 768, 896)
-TIMED = 128  # the budget at which the model is run
 
 
 def main() -> None:
     toy = arguments(__doc__).toy
     lm = fm.tiny() if toy else fm.load()
-    tokens, budgets, timed, steps = (96, (64, 80), 64, 4) if toy else (1024, BUDGETS, TIMED, 24)
+    tokens, budgets, steps = (96, (64, 80), 4) if toy else (1024, BUDGETS, 6)
     trace = fm.record(lm, lm.ids(topics.topics["typesseq"])[:tokens])
     rows, totals = [], []
     for policy in fm.policies.every(trace.offers):
@@ -31,7 +30,9 @@ def main() -> None:
                 rows.append({"policy": repr(policy), "budget": budget, "seconds": round(took[budget], 3)})
             except fm.BudgetError as refused:
                 rows.append({"policy": repr(policy), "budget": budget, "seconds": None, "refused": str(refused)})
-        live = live_seconds(lm, trace.ids, policy, timed, steps) * len(took) if policy.needs <= LIVE else None
+        live = None
+        if policy.needs <= LIVE:
+            live = sum(live_seconds(lm, trace.ids, policy, budget, steps) for budget in took)
         totals.append({"policy": repr(policy), "runs": len(took), "replays_s": sum(took.values()), "live_s": live})
     show(rows, f"replay of {len(trace)} tokens, {len(trace.layers) * trace.kv_heads} KV heads")
     show(
@@ -54,14 +55,20 @@ def _times(row: dict) -> dict:
 
 @torch.no_grad()
 def live_seconds(lm, ids, policy: fm.Policy, budget: int, steps: int) -> float:
-    """Seconds of a whole live run of these ids, from its last steps."""
+    """Seconds of a whole live run of these ids, from some of its steps before the budget is full and some after."""
+    half = budget // 2
     with fm.finite(lm.model, policy, budget) as cache:
-        lm.model(input_ids=ids[None, :-steps], past_key_values=cache, logits_to_keep=1)
-        took = [
-            seconds(lambda at=at: lm.model(input_ids=ids[None, at : at + 1], past_key_values=cache))
-            for at in range(len(ids) - steps, len(ids))
-        ]
-    return median(took) * len(ids)
+
+        def read(start: int, stop: int) -> None:
+            lm.model(input_ids=ids[None, start:stop], past_key_values=cache, logits_to_keep=1)
+
+        def step(start: int) -> float:
+            return median(seconds(lambda at=at: read(at, at + 1)) for at in range(start, start + steps))
+
+        read(0, half)
+        filling = step(half)
+        read(half + steps, budget)
+        return filling * budget + step(budget) * (len(ids) - budget)
 
 
 if __name__ == "__main__":
