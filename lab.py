@@ -40,8 +40,8 @@ STAMP = VENV / "fmlab-installed"
 MODEL = VENV / "fmlab-model"
 LOG = VENV / "fmlab-install.log"
 TOUR = ROOT / "notebooks" / "00_tour.ipynb"
-EVERY_TEST = ["-n2", "--dist=loadfile", "--nbmake", "--nbmake-timeout=600", "--cov", "--cov-report=term-missing"]
-EVERY_TEST += ["tests", "notebooks"]
+EVERY_TEST = ["-n2", "--dist=loadfile", "--nbmake", "--nbmake-timeout=600", "--cov", "--cov-report=term-missing",
+              "tests", "notebooks"]  # fmt: skip
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name != "PYTHONHOME"},
     "VIRTUAL_ENV": str(VENV),

@@ -27,9 +27,10 @@ def main() -> None:
         for budget in budgets:
             try:
                 took[budget] = seconds(lambda policy=policy, budget=budget: fm.replay(trace, policy, budget))
-                rows.append({"policy": repr(policy), "budget": budget, "seconds": round(took[budget], 3)})
+                figures = {"seconds": round(took[budget], 3), "refused": ""}
             except fm.BudgetError as refused:
-                rows.append({"policy": repr(policy), "budget": budget, "seconds": None, "refused": str(refused)})
+                figures = {"seconds": None, "refused": str(refused)}
+            rows.append({"policy": repr(policy), "budget": budget, **figures})
         live = None
         if policy.needs <= LIVE:
             live = sum(live_seconds(lm, trace.ids, policy, budget, steps) for budget in took)

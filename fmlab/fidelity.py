@@ -58,8 +58,12 @@ def fidelity(
         whole = (received.mass_recall(each).mean(1) for each in (live, replayed))
         both = ((mean * len(ids) - first) / (len(ids) - first) for mean in whole)
         held = _overlap(live, replayed, list(accumulate(split(len(ids), sizes))))
-        label = {"policy": repr(policy), "budget": budget, "query_aware": query_aware}
-        label["nll_delta"] = float(delta[i] - delta[-1])
+        label = {
+            "policy": repr(policy),
+            "budget": budget,
+            "query_aware": query_aware,
+            "nll_delta": float(delta[i] - delta[-1]),
+        }
         for layer, mine, theirs, share in zip(trace.layers, *both, held, strict=True):
             figures = {"live": float(mine), "replayed": float(theirs), "overlap": float(share)}
             rows.append(label | {"layer": layer} | figures)

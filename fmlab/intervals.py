@@ -1,6 +1,6 @@
-"""Means with their 95% intervals: bootstrap over clusters, Wilson for proportions."""
+"""Means with their 95% intervals: bootstrap over clusters, Wilson for proportions; and what no mean may mix."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,3 +63,14 @@ def wilson(successes: int, n: int) -> Interval:
     centre = (share + spread / 2) / (1 + spread)
     half = Z / (1 + spread) * (share * (1 - share) / n + spread / (4 * n)) ** 0.5
     return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)), n, n)  # rounding
+
+
+def one_way(query_aware: Iterable[bool]) -> bool:
+    """Whether the runs of a table, by its column `query_aware`, knew the question before the eviction. Raises ValueError
+    where some did and some did not: these are two experiments."""
+    ways = set(query_aware)
+    if len(ways) != 1:
+        raise ValueError(
+            "the table mixes query-aware and query-blind runs; give one kind, such as rows[~rows.query_aware]"
+        )
+    return bool(ways.pop())

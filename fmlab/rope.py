@@ -58,9 +58,11 @@ class Rope:
         wide = x.float() if x.dtype.itemsize < 4 else x
         half = len(self.inv_freq)
         cos, sin = (table[positions] for table in self._table(positions, wide.dtype))
+        if factor != 1:
+            cos, sin = cos * factor, sin * factor
         a, b, rest = wide.split([half, half, wide.shape[-1] - 2 * half], -1)
         turned = torch.addcmul(a * cos, b, sin, value=-sign), torch.addcmul(b * cos, a, sin, value=sign)
-        return torch.cat([*(turned if factor == 1 else (part * factor for part in turned)), rest], -1)
+        return torch.cat([*turned, rest], -1)
 
     def _table(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosine and sine of every place up to the last of these, (places, r / 2); kept, and doubled when outgrown."""

@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from .core import Policy
-from .intervals import bootstrap
+from .intervals import bootstrap, one_way
 from .metrics import paid_between
 from .replays import OPTIMUM, Replays
 
@@ -45,7 +45,7 @@ def by_budget(heads: pd.DataFrame) -> pd.DataFrame:
     layers otherwise), `regret_p90`, `regret_worst` and the `worst_head` as layer.head; `mass_recall`; `heads`. Raises
     ValueError where query-aware and query-blind rows are mixed.
     """
-    rows, aware = [], _one_way(heads)
+    rows, aware = [], one_way(heads["query_aware"])
     for (policy, budget), part in heads.groupby(["policy", "budget"], sort=False):
         row = {"policy": policy, "budget": budget, "query_aware": aware, "mass_recall": part["mass_recall"].mean()}
         rows.append(row | _regret(part) | {"heads": len(part)})
@@ -81,16 +81,6 @@ def lost(replays: Replays, policy: Policy, budget: int, prefill: int = 1) -> pd.
     )
 
 
-def _one_way(table: pd.DataFrame) -> bool:
-    """Whether the runs of a table are query-aware. Raises ValueError where some are and some are not."""
-    ways = set(table["query_aware"])
-    if len(ways) != 1:
-        raise ValueError(
-            "the table mixes query-aware and query-blind runs; give one kind, such as rows[~rows.query_aware]"
-        )
-    return bool(ways.pop())
-
-
 def _regret(part: pd.DataFrame) -> dict:
     empty = dict.fromkeys(("regret", "regret_low", "regret_high", "regret_p90", "regret_worst"), float("nan"))
     known = part.dropna(subset=["regret"])
@@ -119,7 +109,7 @@ def foretold(fidelity: pd.DataFrame) -> pd.DataFrame:
     """How far replays are off, a row a policy and budget of the rows of `fmlab.fidelity` with column `seed` (the text):
     means over layers and texts of `live`, `replayed` and `overlap`, and the `gap` replayed - live with its 95% interval,
     whole texts drawn. Raises ValueError where query-aware and query-blind rows are mixed."""
-    rows, aware = [], _one_way(fidelity)
+    rows, aware = [], one_way(fidelity["query_aware"])
     for (policy, budget), part in fidelity.groupby(["policy", "budget"], sort=False):
         gap = bootstrap((part["replayed"] - part["live"]).to_numpy(), part["seed"].to_numpy())
         means = part[["live", "replayed", "overlap"]].mean().to_dict()
@@ -137,7 +127,7 @@ def ranks_foretold(fidelity: pd.DataFrame) -> pd.DataFrame:
     and where query-aware and query-blind rows are mixed."""
     if (count := fidelity["policy"].nunique()) < 3:
         raise ValueError(f"{count} policies have no ranking to speak of; give at least three")
-    rows, aware = [], _one_way(fidelity)
+    rows, aware = [], one_way(fidelity["query_aware"])
     for budget, part in fidelity.groupby("budget"):
         row: dict = {"budget": budget, "query_aware": aware}
         for name, other in {"recall": "live", "nll": "nll_delta"}.items():

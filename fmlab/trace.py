@@ -153,9 +153,10 @@ class Trace:
             inv_freq = tensors.pop("inv_freq", None)
             rope = None if inv_freq is None else Rope(inv_freq, about["rope_scaling"])
             tuples = {name: tuple(about[name]) for name in ("tokens", "layers", "windows")}
-            numbers = {name: about[name] for name in ("scaling", "softcap")} | {"depth": about.get("depth")}
-            aware = bool(about.get("query_aware", False))
-            trace = cls(**tensors, **tuples, **numbers, model=about["model"], rope=rope, query_aware=aware)
+            plain = {name: about[name] for name in ("model", "scaling", "softcap")}
+            # Older files lack these.
+            later = {"depth": about.get("depth"), "query_aware": bool(about.get("query_aware"))}
+            trace = cls(**tensors, **tuples, **plain, **later, rope=rope)
             layers, query_heads, tokens, d = trace.queries.shape
             whole = (
                 trace.keys.shape == (layers, trace.kv_heads, tokens, d)

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..intervals import Interval, bootstrap
+from ..intervals import Interval, bootstrap, one_way
 from .look import FULL, NEUTRAL, PANEL_TITLES, budgets_of, check, finish, measured, offset, series, styles
 
 QUALITIES = {
@@ -213,12 +213,8 @@ def _named(wanted: str, names: list[str]) -> list[str]:
 
 def _asked(rows: pd.DataFrame) -> str:
     """How the question came, in words. Raises ValueError where both ways are in one table."""
-    ways = set(rows["query_aware"])
-    if len(ways) != 1:
-        raise ValueError(
-            "the table mixes query-aware and query-blind runs; give one kind, such as rows[~rows.query_aware]"
-        )
-    return "query-aware: asked before the eviction" if ways.pop() else "query-blind: asked after the eviction"
+    aware = one_way(rows["query_aware"])
+    return "query-aware: asked before the eviction" if aware else "query-blind: asked after the eviction"
 
 
 def _mean(rows: pd.DataFrame, quality: str) -> Interval:

@@ -139,7 +139,8 @@ class LeverageScore(Policy):
         ridge = (self.ridge * x.square().sum((1, 2)) / x.shape[-1]).clamp(min=TINY)[:, None]
         gram.diagonal(dim1=1, dim2=2).add_(ridge)
         root = torch.linalg.cholesky(gram)
-        inverse = torch.linalg.solve_triangular(root, torch.eye(root.shape[-1]).to(x).expand_as(root), upper=False)
+        one = torch.eye(root.shape[-1], dtype=x.dtype, device=x.device)
+        inverse = torch.linalg.solve_triangular(root, one.expand_as(root), upper=False)
         if fewer:
             return 1 - ridge * inverse.square().sum(1)
         return torch.linalg.vector_norm(x @ inverse.mT, dim=-1).square()

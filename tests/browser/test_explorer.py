@@ -174,6 +174,7 @@ def test_play_reads_the_text(page):
         "() => { const at = +document.querySelector('.fm-step').value; return at > 20 && at < 600; }"
     )
     page.get_by_role("button", name="Pause the reading").click()
+    page.evaluate("() => new Promise(requestAnimationFrame)")  # it draws the step under way
     at = page.locator(".fm-step").input_value()
     page.wait_for_timeout(400)
     assert page.locator(".fm-step").input_value() == at
