@@ -1,5 +1,6 @@
 """Replaying all 90 KV heads of SmolLM2 over 1,024 tokens: each policy at each budget; and the grid against running the
-model for the same policies and budgets, a token a call, which is timed over some steps of each.
+model for the same policies and budgets, a token a call, which is timed over some steps of each. The grid is replayed one
+replay after another and then as `Replays.fill` does it, in a process a core, their start included.
 
 A grid of every policy, whole: those that only a replay can serve (Clairvoyant) are shown and left out of the comparison.
 """
@@ -12,6 +13,7 @@ from paired import arguments, seconds, show
 
 import fmlab as fm
 from fmlab.needs import LIVE
+from fmlab.replays import Replays
 
 BUDGETS = (16, 32, 64, 128, 256, 512, 768, 896)
 
@@ -21,7 +23,7 @@ def main() -> None:
     lm = fm.tiny() if toy else fm.load()
     tokens, budgets, steps = (96, (64, 80), 4) if toy else (1024, BUDGETS, 6)
     trace = fm.record(lm, lm.ids(topics.topics["typesseq"])[:tokens])
-    rows, totals = [], []
+    rows, totals, grid = [], [], []
     for policy in fm.policies.every(trace.offers):
         took = {}
         for budget in budgets:
@@ -34,6 +36,7 @@ def main() -> None:
         live = None
         if policy.needs <= LIVE:
             live = sum(live_seconds(lm, trace.ids, policy, budget, steps) for budget in took)
+            grid += [(policy, budget) for budget in took]
         totals.append({"policy": repr(policy), "runs": len(took), "replays_s": sum(took.values()), "live_s": live})
     show(rows, f"replay of {len(trace)} tokens, {len(trace.layers) * trace.kv_heads} KV heads")
     show(
@@ -42,9 +45,10 @@ def main() -> None:
     )
     both = [row for row in totals if row["live_s"] is not None]
     replays, live = (sum(row[name] for row in both) for name in ("replays_s", "live_s"))
+    filled = seconds(lambda: Replays(trace).fill(grid))
     print(
-        f"whole grid: {sum(row['runs'] for row in both)} runs, replays {replays:.0f} s, "
-        f"the model {live:.0f} s, {live / replays:.0f} times as long"
+        f"whole grid: {len(grid)} runs, the model {live:.0f} s; replays one after another {replays:.0f} s, "
+        f"{live / replays:.0f} times as fast; in a process a core {filled:.0f} s, {live / filled:.0f} times as fast"
     )
 
 

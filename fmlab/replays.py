@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .apart import apart
 from .core import Policy, within
 from .metrics import mass_recall
 from .oracle import oracle
@@ -45,6 +46,16 @@ class Replays:
         if key not in self._known:
             self._known[key] = replay(self.trace, policy, budget, prefill, progress).to(_dtype(self.trace))
         return self._known[key].long()
+
+    def fill(self, cells: Iterable[tuple[Policy, int]], prefill: int = 1, jobs: int = -1) -> None:
+        """Compute the replays of a grid of (policy, budget) that are not known yet, in several processes (-1: one a core).
+
+        The processes take seconds to start, and a replay of one thread may round otherwise than one of several. What is
+        finished before an error or an interrupt is kept. Raises what `replay` raises, such as BudgetError.
+        """
+        waiting = list(dict.fromkeys(cell for cell in cells if not self.has(*cell, prefill)))
+        for (policy, budget), expiry in apart(self.trace, waiting, prefill, jobs) if waiting else ():
+            self._known[*_identity(policy), budget, prefill] = expiry.to(_dtype(self.trace))
 
     def oracle(
         self, budget: int, prefill: int = 1, progress: Callable[[int], None] | None = None

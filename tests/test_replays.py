@@ -46,6 +46,31 @@ def test_each_replay_is_computed_once(trace, counted):
     assert replays.has(H2O(), 8) and not replays.has(H2O(), 9) and replays.expiry(H2O(), 8).dtype == torch.int64
 
 
+def test_a_grid_in_other_processes_is_the_same_and_only_what_is_missing_is_computed(trace, counted):
+    @dataclasses.dataclass(frozen=True)
+    class Mine(Policy):
+        """Written in a notebook, so that no other process could import it."""
+
+        def score(self, view, stats):
+            return -view.age.float()
+
+    replays, grid = Replays(trace), [(policy, budget) for policy in (H2O(), TOVA(), Mine()) for budget in (8, 12)]
+    replays.expiry(H2O(), 8)
+    replays.fill([*grid, *grid], jobs=2)
+    assert len(replays) == 6 and len(counted) == 1
+    for policy, budget in grid:
+        assert torch.equal(replays.expiry(policy, budget), fm.replay(trace, policy, budget))
+    assert len(counted) == 1
+    replays.fill(grid)
+
+
+def test_what_a_grid_has_finished_survives_a_budget_that_is_refused(trace):
+    replays = Replays(trace)
+    with pytest.raises(fm.BudgetError, match="budget 2 < 3 pinned entries"):
+        replays.fill([(SinkWindow(), 8), (Pinned(KeyNorm(), sinks=4, recent=4), 2)], jobs=1)
+    assert replays.has(SinkWindow(), 8)
+
+
 def test_what_is_given_out_is_a_copy(trace):
     replays = Replays(trace)
     replays.expiry(H2O(), 8).zero_()
