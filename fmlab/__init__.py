@@ -12,13 +12,14 @@ __version__ = "0.1.0"
 
 _MODULES = frozenset(
     (
-        "contract core figures intervals live masked metrics models peers policies published replays ruler tables tasks "
-        "texts trace widgets"
+        "caches contract conversation core figures intervals live masked metrics models peers policies published replays "
+        "ruler tables tasks texts trace widgets"
     ).split()
 )
 _HOMES = {
     "Allocation": "core",
     "BudgetError": "core",
+    "ChatSession": "conversation",
     "LanguageModel": "models",
     "Policy": "core",
     "Trace": "trace",

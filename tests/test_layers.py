@@ -33,6 +33,12 @@ ROOMS = {
     "replays": ("replays why apart", "core view trace rerun oracle metrics", "safetensors joblib"),
     "tables": ("tables", "core metrics intervals replays", "pandas"),
     "tasks": ("tasks texts reading scoring ruler", "core live metrics intervals language", "transformers"),
+    "caches": ("caches", "core language", "cachetools transformers"),
+    "conversation": (
+        "conversation",
+        "core caches language intervals weights wheels",
+        "transformers tokenizers jinja2 sklearn bm25s openai platformdirs",
+    ),
     "contract": ("contract", "core view bag rope slots trace rerun live needs record masked models", ""),
     "published": ("published", "intervals", "pandas"),
     "sweep": ("sweep fingerprint provenance", "", "pandas joblib distributed tqdm"),
