@@ -27,6 +27,11 @@ PLACES = (
 )  # fmt: skip
 
 
+def third_of(depth: float) -> str:
+    """The third of a text in which a depth (0 its beginning, 1 its end) lies."""
+    return THIRDS[min(2, int(3 * depth))]
+
+
 @dataclass(frozen=True)
 class Fact:
     """A sentence to plant, the question that it answers, and the answer: four digits that no other fact has."""
@@ -49,7 +54,7 @@ class Planted:
     @property
     def third(self) -> str:
         """`early`, `middle` or `late`."""
-        return THIRDS[min(2, int(3 * self.depth))]
+        return third_of(self.depth)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ _HOMES = {
     "TokenEmbeddings": "encoders",
     "dialogues": "dialogue",
     "evidence_recall": "evidence",
+    "kept_turns": "evidence",
     "meetings": "meeting",
     "opening": "span",
     "prompt": "span",
