@@ -12,12 +12,13 @@ from .quality import (
     nll_by_budget,
     retention_by_depth,
 )  # fmt: skip
+from .recall import evidence_by_share, kept_by_third
 from .regret import lost_by_depth, lost_tokens, regret_bars
 
 __all__ = [
     "COLOURS", "CONFIG", "DASHES", "FULL", "GRID", "MARKERS", "NEUTRAL", "TEMPLATE", "Style",
-    "attention_and_evictions", "bytes_against_quality", "bytes_frontier", "footprint_against_quality", "lost_by_depth",
-    "lost_tokens",
-    "mass_recall_by_budget", "needle_heatmap", "nll_by_budget", "ours_and_theirs", "overlap_by_layer",
+    "attention_and_evictions", "bytes_against_quality", "bytes_frontier", "evidence_by_share", "footprint_against_quality",
+    "kept_by_third", "lost_by_depth", "lost_tokens", "mass_recall_by_budget",
+    "needle_heatmap", "nll_by_budget", "ours_and_theirs", "overlap_by_layer",
     "quality_by_budget", "regret_bars", "replay_gap", "retention_by_depth", "styles",
 ]  # fmt: skip
