@@ -26,6 +26,7 @@ _HOMES = {
     "meetings": "meeting",
     "opening": "span",
     "prompt": "span",
+    "replies": "asking",
     "spans": "span",
 }
 
