@@ -51,7 +51,7 @@ def forward_distances(following: list[int]) -> Int[np.ndarray, " accesses"]:
     those move that are needed later than all above them. A block never needed again is a gap, which ends all pushing.
     """
     never = len(following)
-    stack = np.full(64, never)  # the next access of the block at each place
+    stack = np.full(64, never, np.int32)  # the next access of the block at each place
     height = 0  # below are only gaps
     distances = np.zeros(never, np.int64)
     accessed = bytearray(never + 1)  # whether an access was foretold, so that its block is on the stack
@@ -61,7 +61,7 @@ def forward_distances(following: list[int]) -> Int[np.ndarray, " accesses"]:
             place = int((stack[:height] == now).argmax())
             distances[now] = place + 1
         if place == len(stack):
-            stack = np.concatenate([stack, np.full(len(stack), never)])
+            stack = np.concatenate([stack, np.full_like(stack, never)])
         if place:
             above = stack[:place]
             if above[0] == never:
