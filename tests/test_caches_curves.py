@@ -9,8 +9,9 @@ import fmlab as fm
 from fmlab.caches.chats import ChatTraffic
 from fmlab.caches.curves import hit_rows
 from fmlab.caches.eviction import Eviction
-from fmlab.caches.requests import accesses, coarser
+from fmlab.caches.requests import accesses, coarser, load_requests
 from fmlab.caches.stack import recency_distances, smaller_before
+from fmlab.published import published
 
 caches = fm.caches
 STACKS = [caches.LRU(), caches.Belady()]
@@ -110,3 +111,16 @@ def test_rows_are_the_curves_of_every_policy_and_block_size():
         assert (row["block"], row["token"], row["request"]) == pytest.approx(
             (one.block, one.token, one.request), abs=1e-12
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "least", "most"), [("synthetic", 0.006, -0.012, 0.0), ("conversation", 0.031, -0.037, -0.019)]
+)
+def test_mooncake_s_figure_9_is_as_far_away_as_is_said(data, name, mean, least, most):
+    theirs = published("prefix_hits").query("trace == @name")
+    trace = accesses(load_requests(data / "mooncake" / f"{name}_trace.jsonl"))
+    gap = (
+        caches.hit_curve(trace, caches.LRU(), theirs["capacity_tokens"].to_numpy() // 512).token
+        - theirs["value"].to_numpy()
+    )
+    assert [round(float(each), 3) for each in (abs(gap).mean(), gap.min(), gap.max())] == [mean, least, most]
