@@ -7,11 +7,12 @@ Figure 9, token hits of LRU from cold at the twelve published capacities. Synthe
 and below it everywhere, by .019 to .037. What is found depends on the size of a block, and the figure's authors seem to
 have counted in smaller ones than the 512 tokens of the release: rebuilt in blocks of 32 the gap is .0025 (conversation)
 and .0017 (synthetic), none above .0034. For the conversations that takes one number from the figure itself, a common
-beginning of 880 tokens, which one of the twelve points gives; the shortest prompts have 891. Two thirds of the gap are
-the part of that beginning that lies in a block with something else; the rest is the ends of prompts that were sent again.
-The rebuilding undercounts (made-up chats: at most .004). Nothing else helps: the order in which a prompt's blocks leave
-changes the point at 10,002 tokens alone, answers kept for the next turn add too much at large capacities (.005 above
-the figure), and a window of the last half adds .024 to the conversations and .211 to the synthetic requests.
+beginning of 880 tokens, which one of the twelve points gives; the shortest prompts have 891. Three quarters of the mean
+gap are the part of that beginning that lies in a block with something else, most of the rest the ends of prompts that
+were sent again. The rebuilding undercounts (made-up chats: by at most .004). What was tried besides: the order in which
+a prompt's blocks leave moves the point at 10,002 tokens alone; answers kept for the next turn add too much at large
+capacities (.005 above the figure); a window of the last half adds .02 to the conversations, but .21 to the synthetic ones.
+That the authors' blocks were smaller is the explanation that is left, not one that they have confirmed.
 """
 
 import os
