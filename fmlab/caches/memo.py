@@ -65,7 +65,7 @@ class Memo:
         while left := [
             key for key in asked if key not in values
         ]:  # a second time only where another thread was stopped
-            mine, others = {}, {}
+            mine, own, others = [], _Flight(), {}
             try:
                 with self._lock:
                     for key in left:
@@ -76,16 +76,18 @@ class Memo:
                             if key in self._flights:
                                 others[key] = self._flights[key]
                             else:
-                                mine[key] = self._flights[key] = _Flight()
+                                self._flights[key] = own
+                                mine.append(key)
                 if mine:
-                    values |= self._compute(mine, compute_many, asked)
+                    self._compute(mine, own, compute_many, asked)
+                    values |= own.values
             finally:
-                self._land(mine)
+                self._land(mine, own)
             for key, flight in others.items():
                 self._wait(key, flight)
                 with self._lock:
-                    if flight.has_value:
-                        values[key] = flight.value
+                    if key in flight.values:
+                        values[key] = flight.values[key]
                         self.hits += asked[key]
                     elif flight.error is not None:
                         self.misses += asked[key]
@@ -99,10 +101,10 @@ class Memo:
             self._flights = {}
             self.hits = self.misses = self.too_large = 0
 
-    def _compute(self, mine: dict[Hashable, "_Flight"], compute_many: Callable, asked: Counter) -> dict:
+    def _compute(self, mine: list, own: "_Flight", compute_many: Callable, asked: Counter) -> None:
+        again = sum(asked[key] - 1 for key in mine)
         with self._lock:
             self.misses += len(mine)
-        again = sum(asked[key] - 1 for key in mine)
         try:
             computed = compute_many(list(mine))
             if len(computed) != len(mine):
@@ -110,32 +112,28 @@ class Memo:
             values = dict(zip(mine, computed, strict=True))
             with self._lock:
                 for key, value in values.items():
-                    self._keep(key, value, mine[key])
+                    self._keep(key, value, own)
                 self.hits += again
-            for key, flight in mine.items():
-                flight.value, flight.has_value = values[key], True
+            own.values = values
         except Exception as error:
-            for flight in mine.values():
-                flight.error = error
+            own.error = error
             with self._lock:
                 self.misses += again
             raise
-        return values
 
-    def _keep(self, key: Hashable, value: Any, flight: "_Flight") -> None:
+    def _keep(self, key: Hashable, value: Any, own: "_Flight") -> None:
         if self._store.getsizeof(value) > self._store.maxsize:
             self.too_large += 1
-        elif self._flights.get(key) is flight:  # else the memo was cleared meanwhile
+        elif self._flights.get(key) is own:  # else the memo was cleared meanwhile
             self._store[key] = value
 
-    def _land(self, mine: dict[Hashable, "_Flight"]) -> None:
-        """Let those who wait go on: with the value, with the error, or, where we were stopped, to compute it themselves."""
+    def _land(self, mine: list, own: "_Flight") -> None:
+        """Let those who wait go on: with the values, with the error, or, where we were stopped, to compute them."""
         with self._lock:
-            for key, flight in mine.items():
-                if self._flights.get(key) is flight:
+            for key in mine:
+                if self._flights.get(key) is own:
                     del self._flights[key]
-        for flight in mine.values():
-            flight.landed.set()
+        own.landed.set()
 
     def _wait(self, key: Hashable, flight: "_Flight") -> None:
         me = get_ident()
@@ -167,13 +165,12 @@ class Memo:
 
 
 class _Flight:
-    """A value that a thread is computing."""
+    """The values that a thread is computing in one call."""
 
     def __init__(self) -> None:
         self.thread = get_ident()
         self.landed = Event()
-        self.has_value = False
-        self.value: Any = None
+        self.values: dict[Hashable, Any] = {}
         self.error: Exception | None = None
 
 
