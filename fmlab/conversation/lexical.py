@@ -1,5 +1,6 @@
 """BM25 over the turns of a conversation: the control that reads the question."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,7 +28,7 @@ class BM25(Memory):
 
     def __post_init__(self) -> None:
         Memory.__post_init__(self)
-        if self.k1 < 0 or not 0 <= self.b <= 1:
+        if not (0 <= self.k1 < math.inf and 0 <= self.b <= 1):
             raise ValueError(f"k1={self.k1}, b={self.b}; give a k1 of 0 or more and a b from 0 to 1")
 
     def score(self, spans: Spans, query: str | None) -> Float[np.ndarray, " spans"]:

@@ -37,8 +37,10 @@ class Semantic(Memory):
 
     def __post_init__(self) -> None:
         Memory.__post_init__(self)
-        if not isinstance(self.encoder, Encoder):
-            raise TypeError(f"encoder={self.encoder!r:.60} has no method encode(texts); give one, such as MiniLM()")
+        if isinstance(self.encoder, str) or not isinstance(self.encoder, Encoder):  # a str has an `encode` too
+            raise TypeError(
+                f"encoder={self.encoder!r:.60} is no encoder; give an object with encode(texts), such as MiniLM()"
+            )
         if self.clusters is not None and self.clusters < 1:
             raise ValueError(f"clusters={self.clusters}; give 1 or more, or None for a number by the spans")
         if not (math.isfinite(self.recency) and self.recency >= 0):
