@@ -25,6 +25,7 @@ from fmlab.conversation import (
     TokenEmbeddings,
 )
 from fmlab.conversation.memory import scores_of
+from fmlab.conversation.packing import optimal
 
 ENCODER = TokenEmbeddings(fm.tiny())
 QUERY = "Where did we say 🙂 the <script> key is, and when?"
@@ -159,10 +160,13 @@ def test_exact_is_worth_no_less_than_greedy(name, pieces, budget):
     case, spans = CASES[name], talk_of(pieces)
     near, best = case.make(budget), case.make(budget, exact=True)
     query = asked(case, None)
-    value = dict(zip(spans, scores_of(near, spans, query) if spans else (), strict=True))
+    scores = scores_of(near, spans, query) if spans else np.zeros(0)
+    worth = {span: score * span.tokens for span, score in zip(spans, scores, strict=True)}
     kept, most = near.select(spans, query), best.select(spans, query)
     assert total(most) <= budget and within(most, spans)
-    assert sum(value[span] * span.tokens for span in most) >= sum(value[span] * span.tokens for span in kept) - 1e-9
+    assert sum(map(worth.get, most)) >= sum(map(worth.get, kept)) - 1e-9
+    optimum = optimal(scores, np.array([span.tokens for span in spans], dtype=np.int64), budget)
+    assert sum(map(worth.get, most)) == pytest.approx(sum(worth[spans[place]] for place in optimum))
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.packs])
