@@ -6,7 +6,7 @@ import pytest
 
 import fmlab as fm
 from fmlab.conversation import Random, Semantic, Sliding, Span, TokenEmbeddings
-from fmlab.conversation.semantic import _rounds
+from fmlab.conversation.semantic import _turns
 
 
 def talk(*texts):
@@ -35,9 +35,8 @@ def test_every_topic_is_represented_before_any_is_twice():
     assert angles(memory(1).select(TOPICS)) == [6]
     assert angles(memory(2).select(TOPICS)) == [6, 97], "the largest topic first"
     assert angles(memory(3).select(TOPICS)) == [6, 210, 97]
-    for rounds in (1, 2, 3):
-        topics = [round(angle / 100) for angle in angles(memory(3 * rounds).select(TOPICS))]
-        assert [topics.count(topic) for topic in (0, 1, 2)] == [rounds] * 3
+    topics = [round(angle / 100) for angle in angles(memory(6).select(TOPICS))]
+    assert [topics.count(topic) for topic in (0, 1, 2)] == [3, 2, 1], "and then by size"
 
 
 def test_recency_chooses_among_the_close():
@@ -56,10 +55,11 @@ def test_it_is_neither_sliding_nor_random():
     assert angles(Semantic(3, Angles()).select(TOPICS)) != angles(Sliding(3).select(TOPICS))
 
 
-def test_rounds_take_the_best_of_each_label_the_largest_label_first():
-    labels = np.array([0, 1, 1, 0, 1, 2])
-    worth = np.array([0.1, 0.5, 0.9, 0.1, 0.7, 0.3])
-    assert _rounds(labels, worth).tolist() == [2, 3, 5, 4, 0, 1]
+def test_the_best_of_each_label_then_in_proportion_to_their_sizes():
+    labels = np.array([0, 1, 1, 0, 1, 2, 1])
+    worth = np.array([0.1, 0.5, 0.9, 0.1, 0.7, 0.3, 0.5])
+    # firsts: 1/8 of label 1, 1/4 of 0, 1/2 of 2; then label 1 at 3/8 and 5/8, label 0 at 3/4, label 1 at 7/8
+    assert _turns(labels, worth).tolist() == [2, 3, 5, 4, 6, 0, 1]
 
 
 def test_the_number_of_clusters_is_by_the_spans_and_never_beyond_what_differs():
