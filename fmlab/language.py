@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,6 +11,7 @@ from jaxtyping import Int
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 CUT = "\ue000cut here\ue001"  # private-use characters, which no chat template writes by itself
 
@@ -125,6 +127,18 @@ def ready(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str,
         ends = model.generation_config.eos_token_id  # one id or several; `generate` would warn and take the first
         model.generation_config.pad_token_id = ends[0] if isinstance(ends, list) else ends
     return LanguageModel(model.eval().requires_grad_(False), tokenizer, name, source)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bar that transformers draws over every load, however short."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @cache

@@ -1,8 +1,6 @@
 """Load a language model and its tokenizer, offline first; or make a tiny one with random weights."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from safetensors import SafetensorError
@@ -16,9 +14,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
-from transformers.utils import logging
 
-from .language import LanguageModel, byte_of, ready
+from .language import LanguageModel, byte_of, quiet, ready
 from .weights import DEFAULT, ModelError, check, fetch, source
 
 CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config, "mistral": MistralConfig, "gpt_neox": GPTNeoXConfig}
@@ -41,7 +38,7 @@ def load(
     check(folder)
     where = {} if device_map is None else {"device_map": device_map}
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model, found = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **where
@@ -77,18 +74,6 @@ def tiny(arch: str = "llama", seed: int = 0, **overrides) -> LanguageModel:
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return ready(model, _byte_tokenizer(), f"tiny {arch}", f"random weights, seed {seed}")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bar that transformers draws over every load, however short."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _sizes(arch: str) -> dict:

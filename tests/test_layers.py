@@ -26,7 +26,7 @@ ROOMS = {
         "core view bag rope slots ragged quantise trace language",
         "transformers",
     ),
-    "models": ("models weights language dequantise", "", f"{HUB} gguf"),
+    "models": ("models weights wheels language dequantise", "", f"{HUB} gguf"),
     "oracle": ("oracle", "core slots trace", "scipy"),
     "fidelity": ("fidelity", "core slots trace rerun live forks record metrics language", ""),
     "metrics": ("metrics intervals", "core slots trace oracle", ""),

