@@ -13,7 +13,7 @@ from ..language import LanguageModel
 from . import checkpoint
 from .carry import Carried
 from .span import Span, opening, prompt, tokens_of
-from .state import Cost, State, Stats
+from .state import Cost, State, Stats, Stretch
 
 
 @runtime_checkable
@@ -46,11 +46,22 @@ class ChatSession:
             raise TypeError(f"memory={memory!r:.60} has no select(spans, query); give a memory such as Sliding(1024)")
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens!r:.40}; give a number of tokens, 1 or more")
-        self.lm, self.memory, self.system, self.max_new_tokens = lm, memory, system, max_new_tokens
+        self.memory, self.max_new_tokens = memory, max_new_tokens
+        self._lm, self._system = lm, system
         self._voice = Carried(lm) if isinstance(lm, LanguageModel) else lm
         self._opening = opening(lm.tokenizer, system)
         self._state = State()
         self._turn: object = None
+
+    @property
+    def lm(self) -> LanguageModel | Voice:
+        """The model that answers."""
+        return self._lm
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt."""
+        return self._system
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -67,6 +78,11 @@ class ChatSession:
         """The last prompt as spans: its opening (without a text where there is no system prompt), what the memory
         selected, the message that was answered. Their `sources` are places in `messages`."""
         return self._state.kept
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """Which messages were said with which model and memory, for a session may go on with others."""
+        return self._state.stretches
 
     def send(self, text: str) -> str:
         """The answer to a message. Errors as in `stream`; the session is then as it was."""
@@ -106,7 +122,8 @@ class ChatSession:
                     break
                 yield said[-1]
         answer = self._span("assistant", "".join(said), len(self._state.spans) + 1)
-        self._state = self._state.after(question, answer, kept, cost)
+        said_with = Stretch(2, self.lm.name, self.lm.source, repr(self.memory))
+        self._state = self._state.after(question, answer, kept, cost, said_with)
 
     def _select(self, question: Span) -> tuple[Span, ...]:
         """The spans of the prompt that asks this."""
@@ -133,22 +150,23 @@ class ChatSession:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the conversation to a file, as JSON: whole or not at all, in place of what was there.
 
-        It holds the messages, the last prompt, the figures, and which model and memory they are of; neither the model, nor
-        the memory, nor the KV cache.
+        It holds the messages, the last prompt, the figures, and with which model and memory what was said; neither the
+        model, nor the memory, nor the KV cache.
         """
-        checkpoint.write(path, self._state, self.system, self.max_new_tokens, self.lm, self.memory)
+        checkpoint.write(path, self._state, self.system, self.max_new_tokens)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], lm: LanguageModel | Voice, memory: Any) -> "ChatSession":
-        """Go on with a conversation that was saved; it answers as if it had never been away, but the KV cache is empty, so
-        its next prompt is computed as a whole.
+        """Go on with a conversation that was saved: what it says is what it would have said without. Its KV cache is empty,
+        so its next prompt is computed as a whole.
 
+        Model and memory may be others than before: spans are counted anew, and `stretches` tell what was said with which.
         Raises CheckpointError for a file that is cut short, foreign, or of a version that this fmlab does not read.
         """
         saved = checkpoint.read(path)
         session = cls(lm, memory, saved.system, saved.max_new_tokens)
         spans = (session._span(message["role"], message["content"], i) for i, message in enumerate(saved.messages))
-        session._state = State(tuple(spans), saved.kept, saved.stats)
+        session._state = State(tuple(spans), saved.kept, saved.stats, saved.stretches)
         return session
 
     def __repr__(self) -> str:

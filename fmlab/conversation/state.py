@@ -56,6 +56,17 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Messages in a row that were said with one model and one memory."""
+
+    messages: int
+    model: str
+    source: str
+    memory: str
+    """The repr of the memory."""
+
+
+@dataclass(frozen=True)
 class State:
     """A conversation between two turns."""
 
@@ -64,12 +75,17 @@ class State:
     kept: tuple[Span, ...] = ()
     """The last prompt: its opening, what the memory selected, the message that was answered."""
     stats: Stats = Stats()
+    stretches: tuple[Stretch, ...] = ()
 
-    def after(self, question: Span, answer: Span, kept: tuple[Span, ...], cost: Cost) -> "State":
+    def after(self, question: Span, answer: Span, kept: tuple[Span, ...], cost: Cost, said_with: Stretch) -> "State":
         """With one more turn. `kept` begins with the opening."""
         spans = (*self.spans, question, answer)
         seen = kept[0].tokens + sum(span.tokens for span in spans)
-        return replace(self, spans=spans, kept=kept, stats=self.stats.after(cost, seen))
+        before = self.stretches
+        if before and replace(before[-1], messages=said_with.messages) == said_with:
+            said_with = replace(said_with, messages=before[-1].messages + said_with.messages)
+            before = before[:-1]
+        return State(spans, kept, self.stats.after(cost, seen), (*before, said_with))
 
 
 def _plus(one: int | None, other: int | None) -> int | None:
