@@ -165,18 +165,34 @@ def _byte_pieces(tokens: list[str]) -> list[str]:
 
 
 def _decoded_pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Iterator[str]:
-    """Pieces of any tokenizer: what each token adds to the text of a short run of tokens before it."""
-
-    def decode(run: list[int]) -> str:
-        return tokenizer.decode(run, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    start, shown, said = 0, 0, []  # the run begins at `start`; its tokens before `shown` have been given out
-    for end in range(1, len(ids) + 1):
-        before, now = decode(ids[start:shown]), decode(ids[start:end])
-        whole = end == len(ids) or not now.endswith("\ufffd")
-        said.append(now[len(before) :] if whole else "")
-        if whole:
-            start, shown = shown, end
-    if "".join(said) != decode(ids):
+    spelling = Spelling(tokenizer)
+    said = [spelling.add(token) for token in ids]
+    said[-1] += spelling.rest()
+    if "".join(said) != spelling.decode(ids):
         raise ValueError(f"{type(tokenizer).__name__} does not decode token by token; its pieces cannot be shown")
     yield from said
+
+
+class Spelling:
+    """The text of tokens that come one by one, in whole characters, special tokens included: what each adds to the text
+    of a short run of tokens before it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self._run: list[int] = []
+        self._shown = 0  # of the run's tokens, those whose text has been given out
+
+    def add(self, token: int) -> str:
+        """What can be said with this token; "" while it ends in the middle of a character."""
+        self._run.append(token)
+        return "" if self.decode(self._run).endswith("\ufffd") else self.rest()
+
+    def rest(self) -> str:
+        """What has not been said yet, with U+FFFD for bytes that are no character."""
+        said = self.decode(self._run)[len(self.decode(self._run[: self._shown])) :]
+        self._run = self._run[self._shown :]
+        self._shown = len(self._run)
+        return said
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
