@@ -6,10 +6,11 @@ from functools import lru_cache
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from ..language import LanguageModel
 from .memory import Memory, Spans
-from .reading import attention, read
+from .reading import Window, attention, read, runs
 from .span import Span
 
 NOTHING = "N/A"  # a question without content
@@ -30,7 +31,8 @@ class Importance(Memory):
 
     Without a query, the newest span that says something is asked in its place: query-blind, and no better than chance on
     facts asked for later. Attention that is not calibrated finds no more than chance with a query either. A window is
-    read once, the scores are kept for other budgets; the last conversation is held as a KV cache (see `reading.read`).
+    read once, the scores are kept for other budgets; the last conversation is held as a KV cache
+    (`held`).
     """
 
     reads_query = True
@@ -57,10 +59,18 @@ def newest(spans: Spans) -> str | None:
 @lru_cache(maxsize=1024)
 def _scores(lm: LanguageModel, spans: tuple[Span, ...], question: str, tokens: int) -> tuple[float, ...]:
     scores = []
-    for window in read(lm, spans, tokens):
-        paid, for_nothing = (attention(lm, window, asked) + FLOOR for asked in (question, NOTHING))
-        ratios = (paid / for_nothing).mean(0)
+    for window, for_nothing in held(lm, spans, tokens):
+        ratios = ((attention(lm, window, question) + FLOOR) / (for_nothing + FLOOR)).mean(0)
         for start, stop in window.places:
             best = ratios[start:stop].topk(min(BEST, stop - start)).values
             scores.append(float(torch.cat([best, ratios.new_ones(BEST - len(best))]).mean()))
     return tuple(scores)
+
+
+@lru_cache(maxsize=1)
+def held(
+    lm: LanguageModel, spans: tuple[Span, ...], tokens: int
+) -> list[tuple[Window, Float[Tensor, "layers context"]]]:
+    """The windows of the last conversation, and what no question draws in each; `held.cache_clear()` frees them."""
+    windows = [read(lm, run) for run in runs(spans, tokens)]
+    return [(window, attention(lm, window, NOTHING)) for window in windows]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
@@ -27,14 +26,16 @@ class Window:
     cache: DynamicCache = field(repr=False)
 
 
-@lru_cache(maxsize=1)
-def read(lm: LanguageModel, spans: tuple[Span, ...], tokens: int) -> tuple[Window, ...]:
-    """The conversation in windows of at most so many tokens, or of one span that has more.
-
-    The windows of the last conversation are held, for the next question about it: 46 kB a token with SmolLM2-135M in
-    float32. `read.cache_clear()` frees them.
-    """
-    return tuple(_read(lm, run) for run in runs(spans, tokens))
+@torch.inference_mode(False)
+@torch.no_grad()
+def read(lm: LanguageModel, spans: Sequence[Span]) -> Window:
+    """Let the model read the spans as one text: 46 kB of cache a token with SmolLM2-135M in float32."""
+    context, characters = written(spans)
+    ids, _ = lm.prompt(context, "?")
+    places = texts.spans(lm, ids, context, characters)
+    cache = DynamicCache()  # without the config, so that a sliding window drops nothing
+    lm.model(input_ids=ids[None], past_key_values=cache, logits_to_keep=1)
+    return Window(context, ids, tuple((start, max(start, stop)) for start, stop in places), cache)
 
 
 @torch.inference_mode(False)
@@ -72,14 +73,3 @@ def written(spans: Sequence[Span]) -> tuple[str, list[tuple[int, int]]]:
         places.append((len(text), len(text) + len(span.text)))
         text += f"{span.text}\n"
     return text[:-1], places
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def _read(lm: LanguageModel, spans: Sequence[Span]) -> Window:
-    context, characters = written(spans)
-    ids, _ = lm.prompt(context, "?")
-    places = texts.spans(lm, ids, context, characters)
-    cache = DynamicCache()  # without the config, so that a sliding window drops nothing
-    lm.model(input_ids=ids[None], past_key_values=cache, logits_to_keep=1)
-    return Window(context, ids, tuple((start, max(start, stop)) for start, stop in places), cache)
