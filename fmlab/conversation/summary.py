@@ -71,7 +71,8 @@ class RollingSummary(Memory):
     The numbers, dates and names of a summary must stand in what it was made of (`facts.unsupported`). Where they do not,
     it is written anew with another seed, `tries` times in all, and then what was remembered before and the newest turns
     of the block are kept themselves as far as they fit, and summed up with the next block. `counts` tells how often. The
-    query is not looked at. A summary is a span of the user, for the turns that the model read; `evidence_recall` does not
+    query is not looked at. What a summary leaves out is not noticed, and a small model leaves out most. A summary is a
+    span of the user, for the turns that the model read; `evidence_recall` does not
     count these as kept.
     """
 
