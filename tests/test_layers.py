@@ -36,7 +36,7 @@ ROOMS = {
     "caches": ("caches", "core language", "cachetools transformers"),
     "conversation": (
         "conversation",
-        "core caches language intervals texts weights wheels",
+        "core caches language intervals texts view watch weights wheels",
         "transformers tokenizers jinja2 sklearn bm25s openai platformdirs",
     ),
     "contract": ("contract", "core view bag rope slots trace rerun live needs record masked models", ""),

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 import fmlab as fm
 from fmlab.needs import Equipment, output_norms, output_projections
@@ -106,6 +107,23 @@ def test_watching_reads_the_text_as_the_model_does():
     assert seen == [(0, 40), (1, 40), (2, 40)]
     with torch.no_grad():
         torch.testing.assert_close(lm.model.lm_head(last), lm.model(IDS[None]).logits[0, -1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("arch", "fields"), [*((arch, {}) for arch in ARCHITECTURES), ("mistral", {"sliding_window": 9})]
+)
+def test_watching_goes_on_from_what_was_read(arch, fields):
+    lm = fm.tiny(arch, **fields)
+    whole, parts = [], []
+    watch(lm.model, IDS, lambda layer, view: whole.append(view.attention(last=13)))
+    past = DynamicCache()
+    lm.model(input_ids=IDS[None, :27], past_key_values=past)
+    for _ in range(2):  # what was read stays as it was
+        last = watch(lm.model, IDS[27:], lambda layer, view: parts.append(view.attention(last=13)), past=past)
+        torch.testing.assert_close(parts, whole)
+        torch.testing.assert_close(last, watch(lm.model, IDS, lambda layer, view: None))
+        parts.clear()
 
 
 @torch.no_grad()
