@@ -69,7 +69,7 @@ def words(text: str) -> tuple[str, ...]:
     """The words of a text as answers are compared: small letters without accents, punctuation and articles.
 
     Numbers up to 99 are digits ("forty-two" is 42), so is 1,200 (1200), and a number stands apart from its unit ("20cm"
-    is two words); 7:30 and 2.5 are one word each. One surprise: "one" is a number wherever it stands.
+    is two words); 7:30 and 2.5 are one word each; metres are meters. One surprise: "one" is a number wherever it stands.
     """
     plain = unicodedata.normalize("NFKD", text.casefold().replace("&", " and "))
     plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
@@ -78,7 +78,7 @@ def words(text: str) -> tuple[str, ...]:
     found: list[str] = []
     tens = False  # whether the word before was twenty, thirty, ... and may take a unit
     for word in re.findall(r"\d+(?:[.:]\d+)*|[^\W\d_]+(?:'[^\W\d_]+)?", plain):
-        word = word.removesuffix("'s")
+        word = re.sub(r"(met|lit)re(s?)$", r"\1er\2", word.removesuffix("'s"))
         if word in _ARTICLES:
             continue
         number = _NUMBERS.get(word)
