@@ -31,9 +31,8 @@ class Importance(Memory):
 
     Without a query, the newest span that says something is asked in its place: query-blind. With
     SmolLM2-135M that found no more than chance of what was asked for later, and neither did attention that is not
-    calibrated, even with the query. A window is
-    read once, the scores are kept for other budgets; the last conversation is held as a KV cache
-    (`held`).
+    calibrated, even with the query. A window is read once, the scores are kept for other budgets; the last conversation
+    is held as a KV cache (`held`).
     """
 
     reads_query = True

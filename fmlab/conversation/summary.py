@@ -65,15 +65,15 @@ class RollingSummary(Memory):
 
     Turns leave the window in blocks, whose borders depend on what comes before them alone: the summary of the first
     blocks and the next block make the next summary, so that a conversation of n turns costs O(n), and one that has grown
-    is not read again. Of what the system prompt leaves of the budget, `keep` is the share of the turns kept word for
-    word; the rest is for the summary, the marks around it included.
+    is not read again. Of the budget `keep` is the share of the system prompt and of the turns kept word for word; the
+    rest is for the summary, the marks around it included.
 
-    The numbers, dates and names of a summary must stand in what it was made of (`facts.unsupported`). Where they do not,
-    it is written anew with another seed, `tries` times in all, and then what was remembered before and the newest turns
-    of the block are kept themselves as far as they fit, and summed up with the next block. `counts` tells how often. The
-    query is not looked at. What a summary leaves out is not noticed, and a small model leaves out most. A summary is a
-    span of the user, for the turns that the model read; `evidence_recall` does not
-    count these as kept.
+    The numbers, dates and names of a summary must stand in what it was made of (`facts.unsupported`). Where they do
+    not, it is written anew with another seed, `tries` times in all, and then what was remembered before and the
+    newest turns of the block are kept themselves as far as they fit, and summed up with the next block. `counts`
+    tells how often. The query is not looked at. What a summary leaves out is not noticed, and a small model leaves
+    out most. A summary is a span of the user, for the turns that the model read; `evidence_recall` does not count
+    these as kept.
     """
 
     lm: LanguageModel
@@ -103,9 +103,12 @@ class RollingSummary(Memory):
         newest = [span for span in spans if span.role != SYSTEM]
         if sum(span.tokens for span in newest) <= room:
             return list(spans)
-        within = int(self.keep * room)
+        share = int(self.keep * self.budget)
+        within = max(
+            0, share - (self.budget - room)
+        )  # what is pinned takes from the turns, so that summaries stay valid
         remembered: Remembered = ()
-        for block in _blocks(newest, min(within // 2, PIECE)):
+        for block in _blocks(newest, min(share // 2, PIECE)):
             if sum(span.tokens for span in newest) <= within:
                 break
             newest = newest[len(block) :]
@@ -143,13 +146,15 @@ class RollingSummary(Memory):
 
 
 def _blocks(spans: Spans, tokens: int) -> Iterator[Remembered]:
-    """The spans in runs, each as short as has so many tokens; what is left at the end is none."""
+    """The spans in runs, each as short as has so many tokens; the last is what is left."""
     block: list[Span] = []
     for span in spans:
         block.append(span)
         if sum(span.tokens for span in block) >= tokens:
             yield tuple(block)
             block = []
+    if block:
+        yield tuple(block)
 
 
 def _parts(lm: LanguageModel, block: Remembered) -> list[str]:
