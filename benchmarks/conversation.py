@@ -1,0 +1,254 @@
+"""What conversation memories keep of the evidence, on real meetings and on the lab's own dialogues; and what is answered.
+
+Part `recall` (the default) writes data/evidence_recall.csv.gz, a row a question: the meetings of QMSum (qmsum/meetings.jsonl
+in the folder that FMLAB_DATA names) and the six dialogues, every memory at 1/16 to 1/2 of the conversation's tokens.
+Query-blind memories select once a conversation, query-aware ones once a question, and the two are never in one column.
+What a memory needs besides (an encoder's passes, a model's reading) is not in the budget; a summary's tokens are. Part
+`answers` writes data/dialogue_answers.csv: SmolLM2's greedy replies to every question of the dialogues from what each
+memory kept of a quarter of the tokens, with the whole conversation and the bare evidence beside it. An interrupted run
+goes on where it stopped.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+from paired import machine, options
+
+import fmlab as fm
+from fmlab.conversation import (
+    BM25,
+    Hybrid,
+    Importance,
+    Memory,
+    MiniLM,
+    Random,
+    RollingSummary,
+    Semantic,
+    Sliding,
+    Span,
+    TokenEmbeddings,
+    answered,
+    dialogues,
+    evidence_recall,
+    meetings,
+    opening,
+    prompt,
+    replies,
+    spans,
+)
+from fmlab.conversation.evidence import third
+from fmlab.conversation.span import tokens_of
+from fmlab.intervals import bootstrap
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+SEEDS = 10  # of Random, whose recall is their mean
+SYSTEM = (
+    "Answer the last question from the conversation, in a few words. If it was never said, say that you do not know."
+)
+WORDS = 24  # tokens of a reply
+AT_A_TIME = 12  # prompts of a batch
+BLIND, AWARE = [False], [True]
+
+
+@cache
+def model(tiny: bool) -> fm.LanguageModel:
+    return fm.tiny() if tiny else fm.load()
+
+
+@cache
+def encoder(tiny: bool):
+    return fm.caches.EmbeddingCache(TokenEmbeddings(model(True)) if tiny else MiniLM())
+
+
+@cache
+def table_encoder(tiny: bool):
+    return fm.caches.EmbeddingCache(TokenEmbeddings(model(tiny)))
+
+
+MEMORIES: dict[str, tuple[list[bool], Callable[[int, bool], Memory]]] = {
+    "Random": (BLIND, lambda budget, tiny: Random(budget)),
+    "Sliding": (BLIND, lambda budget, tiny: Sliding(budget)),
+    "Semantic (MiniLM)": (BLIND + AWARE, lambda budget, tiny: Semantic(budget, encoder(tiny))),
+    "Semantic (token table)": (BLIND + AWARE, lambda budget, tiny: Semantic(budget, table_encoder(tiny))),
+    "Hybrid (Semantic, Sliding)": (
+        BLIND,
+        lambda budget, tiny: Hybrid(budget, ((Semantic(budget, encoder(tiny)), 1.0), (Sliding(budget), 1.0))),
+    ),
+    "BM25": (AWARE, lambda budget, tiny: BM25(budget)),
+    "Hybrid (Semantic, BM25)": (
+        AWARE,
+        lambda budget, tiny: Hybrid(budget, ((Semantic(budget, encoder(tiny)), 1.0), (BM25(budget), 1.0))),
+    ),
+    "Importance": (AWARE, lambda budget, tiny: Importance(budget, model(tiny))),
+    "RollingSummary": (BLIND, lambda budget, tiny: RollingSummary(budget, model(tiny))),
+}
+SLOW_ON_MEETINGS = {"Importance", "RollingSummary"}  # the model reads 15,000 tokens: hours on two cores
+
+
+def conversations(source: str, tiny: bool) -> list[tuple[str, list[Span], list[tuple[str, tuple[int, ...]]]]]:
+    """Name, spans, and (question, evidence) of each conversation."""
+    if source == "dialogues":
+        found = [(talk.name, talk.messages, [q for q in talk.questions if q.evidence]) for talk in dialogues()]
+    else:
+        read = meetings(Path(os.environ["FMLAB_DATA"]) / "qmsum" / "meetings.jsonl")
+        found = [(f"meeting {talk.name}", talk.messages, talk.questions) for talk in read]
+    return [
+        (name, spans(list(messages), model(tiny).tokenizer), [(q.question, q.evidence) for q in questions])
+        for name, messages, questions in found
+    ]
+
+
+def recall(source, conversation, memory, tiny):
+    """One conversation under one memory: its rows, as JSON."""
+    name, said, questions = conversations(source, tiny)[conversation]
+    total, rows = sum(span.tokens for span in said), []
+    ways, make = MEMORIES[memory]
+    for share in SHARES:
+        budget = int(share * total)
+        made = [Random(budget, seed) for seed in range(SEEDS)] if memory == "Random" else [make(budget, tiny)]
+        for aware in ways:
+            blind = None if aware else [each.select(said) for each in made]
+            for question, evidence in questions:
+                kept = [each.select(said, question) for each in made] if aware else blind
+                found = [evidence_recall(selected, said, evidence) for selected in kept]
+                means = {
+                    part: sum(getattr(each, part) for each in found) / len(found) for part in ("mean", "all", "any")
+                }
+                tokens = sum(span.tokens for selected in kept for span in selected) / len(kept)
+                label = {"query_aware": aware, "share": share, "budget": budget, "kept_tokens": tokens}
+                rows.append(label | {"question": question, "third": third(said, evidence)} | means)
+    return {"name": name, "rows": json.dumps(rows)}
+
+
+def answers(conversation, memory, share, tiny):
+    """One dialogue under one memory: the model's replies, a row a question and way, as JSON."""
+    talk, lm = dialogues()[conversation], model(tiny)
+    said = spans(list(talk.messages), lm.tokenizer)
+    budget, rows = int(share * sum(span.tokens for span in said)), []
+    for aware in {"Full": BLIND, "Evidence": AWARE}.get(memory) or MEMORIES[memory][0]:
+        kept = selections(said, talk.questions, memory, aware, budget, tiny)
+        prompts = [asked(lm, selected, q.question) for selected, q in zip(kept, talk.questions, strict=True)]
+        texts = []
+        for start in range(0, len(prompts), AT_A_TIME):
+            texts += replies(lm, prompts[start : start + AT_A_TIME], WORDS)
+        for q, selected, text in zip(talk.questions, kept, texts, strict=True):
+            row = {"query_aware": aware, "budget": budget, "question": q.question, "kind": q.kind, "reply": text}
+            row |= {"kept_tokens": sum(span.tokens for span in selected), "answered": answered(text, q)}
+            if q.evidence:
+                row |= {"third": third(said, q.evidence), "present": evidence_recall(selected, said, q.evidence).all}
+            rows.append(row)
+    return {"name": talk.name, "rows": json.dumps(rows)}
+
+
+def selections(said: list[Span], questions, memory: str, aware: bool, budget: int, tiny: bool) -> list[Sequence[Span]]:
+    """What is kept for each question."""
+    if memory == "Full":
+        return [said] * len(questions)
+    if memory == "Evidence":
+        return [[span for span in said if set(span.sources) & set(q.evidence)] for q in questions]
+    made = MEMORIES[memory][1](budget, tiny)
+    if aware:
+        return [made.select(said, q.question) for q in questions]
+    return [made.select(said)] * len(questions)
+
+
+def asked(lm: fm.LanguageModel, selected: Sequence[Span], question: str) -> list[int]:
+    last = Span(question, tokens_of("user", question, lm.tokenizer), "user", ())
+    return prompt([opening(lm.tokenizer, SYSTEM), *selected, last], lm.tokenizer)
+
+
+def long(wide: pd.DataFrame) -> pd.DataFrame:
+    """One row a question."""
+    tables = []
+    for _, about in wide.iterrows():
+        named = about.drop(["rows", "tiny", "seconds", "started", "conversation", "name"]).to_dict()
+        rows = pd.DataFrame(json.loads(about["rows"]))
+        named = {name: value for name, value in named.items() if name not in rows}
+        tables.append(
+            rows.assign(conversation=about["name"], **{name: [value] * len(rows) for name, value in named.items()})
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+def summary(table: pd.DataFrame, figures: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
+    """Means over the questions with 95% intervals that draw whole conversations."""
+    lines = []
+    for names, rows in table.groupby(list(keys), sort=False):
+        line = dict(zip(keys, names, strict=True)) | {"n": len(rows)}
+        for figure in figures:
+            known = rows.dropna(subset=[figure])
+            mean = bootstrap(known[figure].to_numpy(dtype=float), known["conversation"].to_numpy())
+            line[figure] = f"{mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]"
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def against_controls(table: pd.DataFrame, figure: str) -> pd.DataFrame:
+    """Every memory minus Random and minus Sliding on the questions whose evidence stands in the early third, paired by
+    question, 95% intervals that draw whole conversations."""
+    early, keys = table[table.third == "early"], ["conversation", "question", "share"]
+    lines = []
+    for control in ("Random", "Sliding"):
+        base = early[early.memory == control].set_index(keys)[figure]
+        for (memory, aware, share), rows in early[early.memory != control].groupby(["memory", "query_aware", "share"]):
+            mine = rows.set_index(keys)[figure]
+            gap = (mine - base.loc[mine.index]).astype(float)
+            mean = bootstrap(gap.to_numpy(), gap.index.get_level_values("conversation").to_numpy())
+            spoken = f"{mean.mean:+.3f} [{mean.low:+.3f}, {mean.high:+.3f}]"
+            sure = mean.low > 0 or mean.high < 0
+            lines.append(
+                {"minus": control, "query_aware": aware, "memory": memory, "share": share, "gap": spoken, "sure": sure}
+            )
+    return pd.DataFrame(lines)
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("part", nargs="?", choices=("recall", "answers"), default="recall")
+    given = parser.parse_args()
+    print(f"# {machine()}")
+    (answers_of if given.part == "answers" else recall_of)(given.toy)
+
+
+def recall_of(toy: bool) -> None:
+    """Memory by memory, the slow ones last; what is finished is on the disk after each."""
+    out, parts = None if toy else ROOT / "runs" / "evidence_recall.sqlite", []
+    names = ["Random", "Sliding", "BM25", "Semantic (MiniLM)"] if toy else MEMORIES
+    for memory in names:
+        for source, count in (("dialogues", 1 if toy else 6), ("meetings", 18)):
+            if source == "dialogues" or not (toy or memory in SLOW_ON_MEETINGS):
+                grid = {"source": source, "conversation": range(count), "memory": memory, "tiny": toy}
+                parts.append(long(fm.sweep(recall, out, **grid)))
+        table = pd.concat(parts, ignore_index=True)
+        if not toy:
+            table.to_csv(ROOT / "data" / "evidence_recall.csv.gz", index=False, float_format="%.4g")
+    for source, rows in table.groupby("source", sort=False):
+        print(f"# {source}: {rows.conversation.nunique()} conversations, {rows.question.nunique()} questions")
+        print(summary(rows, ("mean", "all", "any"), ("query_aware", "memory", "share")).to_string(index=False))
+        print("# early evidence, paired differences")
+        print(against_controls(rows, "mean").to_string(index=False))
+
+
+def answers_of(toy: bool) -> None:
+    out, parts = None if toy else ROOT / "runs" / "dialogue_answers.sqlite", []
+    for memory in ("Full", "Sliding") if toy else ("Full", "Evidence", *MEMORIES):
+        grid = {"conversation": range(1 if toy else 6), "memory": memory, "share": 1 / 4, "tiny": toy}
+        parts.append(long(fm.sweep(answers, out, **grid)))
+        table = pd.concat(parts, ignore_index=True)
+        if not toy:
+            table.to_csv(ROOT / "data" / "dialogue_answers.csv", index=False, float_format="%.6g")
+    table = table.assign(answered=table.answered.astype(float))
+    answerable, never = table[table.third.notna()], table[table.third.isna()]
+    print(summary(answerable, ("present", "answered"), ("query_aware", "memory")).to_string(index=False))
+    print(summary(answerable, ("present", "answered"), ("query_aware", "memory", "third")).to_string(index=False))
+    print("# never said: answered by abstaining")
+    print(summary(never, ("answered",), ("query_aware", "memory")).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
