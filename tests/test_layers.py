@@ -53,7 +53,7 @@ ROOMS = {
     # The Explorer is a program on top of everything below it; tensors it hands on, figures it leaves to metrics.
     "widgets": (
         "widgets",
-        "figures trace replays why metrics live core models policies parse",
+        "figures trace replays why metrics live core models policies parse conversation language",
         "ipywidgets anywidget traitlets IPython pandas torch numpy jaxtyping",
     ),
     "command line": ("cli __main__ comparison", ANY, f"typer pandas plotly torch numpy jaxtyping {HUB}"),

@@ -3,5 +3,6 @@
 from .explorer import Explorer, explore
 from .export import Drawn, map_fragment, page
 from .map import RetentionMap
+from .turns import Turns
 
-__all__ = ["Drawn", "Explorer", "RetentionMap", "explore", "map_fragment", "page"]
+__all__ = ["Drawn", "Explorer", "RetentionMap", "Turns", "explore", "map_fragment", "page"]

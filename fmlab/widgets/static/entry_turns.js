@@ -1,0 +1,6 @@
+export default {
+  render({ model, el }) {
+    const turns = new TurnsView(model, el);
+    return () => turns.close();
+  },
+};
