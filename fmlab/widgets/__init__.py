@@ -2,6 +2,7 @@
 
 from .explorer import Explorer, explore
 from .export import Drawn, map_fragment, page
+from .hits import HitCurves
 from .map import RetentionMap
 
-__all__ = ["Drawn", "Explorer", "RetentionMap", "explore", "map_fragment", "page"]
+__all__ = ["Drawn", "Explorer", "HitCurves", "RetentionMap", "explore", "map_fragment", "page"]
