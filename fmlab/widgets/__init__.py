@@ -2,7 +2,8 @@
 
 from .explorer import Explorer, explore
 from .export import Drawn, map_fragment, page
+from .hits import HitCurves
 from .map import RetentionMap
 from .turns import Turns
 
-__all__ = ["Drawn", "Explorer", "RetentionMap", "Turns", "explore", "map_fragment", "page"]
+__all__ = ["Drawn", "Explorer", "HitCurves", "RetentionMap", "Turns", "explore", "map_fragment", "page"]
