@@ -1,4 +1,4 @@
-"""The notebook's face: the Explorer, the map alone, and the map as HTML for a page."""
+"""The notebook's face: the Explorer, the map alone or as HTML for a page, the turns of a conversation, curves of hit ratios."""
 
 from .explorer import Explorer, explore
 from .export import Drawn, map_fragment, page
