@@ -246,32 +246,43 @@ def test_without_openai_the_line_that_installs_it_is_said(monkeypatch):
 @pytest.fixture
 def real_server(lm, tmp_path):
     """transformers' own server with the default model: its address and the model's name there."""
-    folder = str(fetch())
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    program = Path(sys.executable).with_name("transformers")
-    line = [str(program), "serve", folder, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    folder, log = str(fetch()), tmp_path / "server.log"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1"}
-    log = tmp_path / "server.log"
-    with log.open("w") as out:
-        process = subprocess.Popen([*line, "--dtype", "float32"], env=environment, stdout=out, stderr=out)
-    try:
-        end = time.monotonic() + 180
-        while True:
-            assert process.poll() is None and time.monotonic() < end, log.read_text()
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1", folder
-    finally:
-        process.terminate()
+    for _ in range(5):  # a port that was free may be another's by the time the server asks for it
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        line = [str(Path(sys.executable).with_name("transformers")), "serve", folder, "--host", "127.0.0.1"]
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                [*line, "--port", str(port), "--device", "cpu", "--dtype", "float32"],
+                env=environment, stdout=out, stderr=out,
+            )  # fmt: skip
         try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            if not answers(process, port):
+                assert "address already in use" in log.read_text(), log.read_text()
+                continue
+            yield f"http://127.0.0.1:{port}/v1", folder
+            return
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    pytest.fail("five ports that were free were taken when the server asked for them")
+
+
+def answers(process: subprocess.Popen, port: int) -> bool:
+    """Whether a server that is starting comes to answer; it ends where its port is taken."""
+    end = time.monotonic() + 180
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+            return process.poll() is None
+        except OSError:
+            time.sleep(0.2)
+    return False
 
 
 @pytest.mark.real
