@@ -90,22 +90,24 @@ MEMORIES: dict[str, tuple[list[bool], Callable[[int, bool], Memory]]] = {
 SLOW_ON_MEETINGS = {"Importance", "RollingSummary"}  # the model reads 15,000 tokens: hours on two cores
 
 
-def conversations(source: str, tiny: bool) -> list[tuple[str, list[Span], list[tuple[str, tuple[int, ...]]]]]:
-    """Name, spans, and (question, evidence) of each conversation."""
+@cache
+def conversations(source: str) -> list[tuple[str, Sequence, Sequence]]:
+    """Name, messages and questions with evidence of each conversation."""
     if source == "dialogues":
-        found = [(talk.name, talk.messages, [q for q in talk.questions if q.evidence]) for talk in dialogues()]
-    else:
-        read = meetings(Path(os.environ["FMLAB_DATA"]) / "qmsum" / "meetings.jsonl")
-        found = [(f"meeting {talk.name}", talk.messages, talk.questions) for talk in read]
-    return [
-        (name, spans(list(messages), model(tiny).tokenizer), [(q.question, q.evidence) for q in questions])
-        for name, messages, questions in found
-    ]
+        return [(talk.name, talk.messages, [q for q in talk.questions if q.evidence]) for talk in dialogues()]
+    read = meetings(Path(os.environ["FMLAB_DATA"]) / "qmsum" / "meetings.jsonl")
+    return [(f"meeting {talk.name}", talk.messages, talk.questions) for talk in read]
+
+
+@cache
+def spans_of(source: str, place: int, tiny: bool) -> list[Span]:
+    return spans(list(conversations(source)[place][1]), model(tiny).tokenizer)
 
 
 def recall(source, conversation, memory, tiny):
     """One conversation under one memory: its rows, as JSON."""
-    name, said, questions = conversations(source, tiny)[conversation]
+    name, _, questions = conversations(source)[conversation]
+    said = spans_of(source, conversation, tiny)
     total, rows = sum(span.tokens for span in said), []
     ways, make = MEMORIES[memory]
     for share in SHARES:
@@ -113,7 +115,7 @@ def recall(source, conversation, memory, tiny):
         made = [Random(budget, seed) for seed in range(SEEDS)] if memory == "Random" else [make(budget, tiny)]
         for aware in ways:
             blind = None if aware else [each.select(said) for each in made]
-            for question, evidence in questions:
+            for question, evidence in ((q.question, q.evidence) for q in questions):
                 kept = [each.select(said, question) for each in made] if aware else blind
                 found = [evidence_recall(selected, said, evidence) for selected in kept]
                 means = {
@@ -128,7 +130,7 @@ def recall(source, conversation, memory, tiny):
 def answers(conversation, memory, share, tiny):
     """One dialogue under one memory: the model's replies, a row a question and way, as JSON."""
     talk, lm = dialogues()[conversation], model(tiny)
-    said = spans(list(talk.messages), lm.tokenizer)
+    said = spans_of("dialogues", conversation, tiny)
     budget, rows = int(share * sum(span.tokens for span in said)), []
     for aware in {"Full": BLIND, "Evidence": AWARE}.get(memory) or MEMORIES[memory][0]:
         kept = selections(said, talk.questions, memory, aware, budget, tiny)

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from .lazy import lazily
+
 __version__ = "0.1.0"
 
 _MODULES = frozenset(
@@ -35,6 +37,7 @@ _HOMES = {
     "tiny": "models",
     "why": "why",
 }
+_find, _names = lazily(__name__, _HOMES)
 
 
 def datafile(name: str) -> Path:
@@ -53,15 +56,11 @@ def datafile(name: str) -> Path:
 def __getattr__(name: str) -> object:
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
-    if name in _HOMES:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-        setattr(sys.modules[__name__], name, value)
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; dir({__name__}) lists its names")
+    return _find(name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*_MODULES, *_HOMES, "datafile", "__version__", "__doc__"})
+    return sorted({*_MODULES, *_names(), "datafile", "__version__"})
 
 
 class _Package(ModuleType):

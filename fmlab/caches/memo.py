@@ -115,7 +115,7 @@ class Memo:
                     self._keep(key, value, own)
                 self.hits += again
             own.values = values
-        except Exception as error:
+        except Exception as error:  # handed to who waits too, and raised
             own.error = error
             with self._lock:
                 self.misses += again

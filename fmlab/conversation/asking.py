@@ -1,12 +1,12 @@
 """What a model answers to many prompts, as one batch: what they begin with in common is read once."""
 
 from collections.abc import Sequence
-from os.path import commonprefix
 
 import torch
 from transformers import DynamicCache
 
 from ..language import LanguageModel
+from .carry import common
 
 
 @torch.no_grad()
@@ -21,7 +21,9 @@ def replies(lm: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens:
             f"{len(prompts)} prompts, of {[len(prompt) for prompt in prompts][:5]} tokens; give at least one token each"
         )
     device = lm.model.device
-    shared = commonprefix([list(prompt[:-1]) for prompt in prompts])  # each needs a token of its own to answer from
+    first = prompts[0]
+    # Each needs a token of its own to answer from.
+    shared = list(first[: min(common(first, prompt[:-1]) for prompt in prompts)])
     cache = DynamicCache(config=lm.model.config)
     if shared:
         lm.model(input_ids=torch.tensor([shared], device=device), past_key_values=cache, logits_to_keep=1)

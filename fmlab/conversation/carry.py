@@ -54,7 +54,7 @@ class Carried:
 
     def _answer(self, ids: list[int], max_new_tokens: int) -> Generator[str, None, Cost]:
         before = self._computed
-        shared = min(_common(ids, self.ids), len(ids) - 1)
+        shared = min(common(ids, self.ids), len(ids) - 1)
         self._cut(shared)
         logits = self._read(ids[shared:])
         prefilled = self._computed - before
@@ -90,7 +90,7 @@ class Carried:
         return out.logits[0, -1]
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def common(one: Sequence[int], other: Sequence[int]) -> int:
     """The length of the longest common prefix."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import datafile
+from ..texts import THIRDS, third_of
 from .question import KINDS, Question, Superseded, answered, stands, words
 
 __all__ = ["Dialogue", "Question", "Session", "Superseded", "Turn", "answered", "check", "dialogues", "load_dialogue"]
 
-THIRDS = ("early", "middle", "late")
 ROLES = ("user", "assistant")
 
 
@@ -55,7 +55,7 @@ class Dialogue:
         lengths = [count(message["content"]) for message in self.messages]
         found, before, whole = [], 0, sum(lengths)
         for length in lengths:
-            found.append(THIRDS[min(2, int(3 * (before + length / 2) / whole))])
+            found.append(third_of((before + length / 2) / whole))
             before += length
         return found
 

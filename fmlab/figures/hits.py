@@ -5,7 +5,7 @@ from html import escape
 import pandas as pd
 import plotly.graph_objects as go
 
-from .look import NEUTRAL, finish, series, styles
+from .look import NEUTRAL, check_columns, finish, series, styles
 
 RATIOS = {
     "block": "block accesses that hit",
@@ -54,11 +54,6 @@ def hit_ratio_by_capacity(
 
 
 def _check(table: pd.DataFrame, *columns: str) -> None:
-    if table.empty:
-        raise ValueError("the table is empty; give at least one row")
-    if missing := [name for name in columns if name not in table]:
-        raise ValueError(
-            f"the table has no column {', '.join(map(repr, missing))}; it has {', '.join(map(str, table))}"
-        )
+    check_columns(table, *columns)
     if (low := table["capacity"].min()) <= 0:
         raise ValueError(f"capacity={low} has no place on a logarithmic axis; leave it out")

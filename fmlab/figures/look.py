@@ -15,6 +15,7 @@ FULL = "full cache"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")  # Okabe and Ito, grey for black
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down")
+THIRDS = ("early", "middle", "late")
 NEUTRAL = "#7A7A7A"  # readable on white and on black
 PANEL_TITLES = 68  # pixels above a figure whose panels have titles
 GRID = "rgba(128,128,128,.25)"
@@ -121,10 +122,15 @@ def measured(table: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def check(table: pd.DataFrame, *columns: str) -> None:
+    """Raise ValueError for a table of policies and budgets that is empty or lacks a column."""
+    check_columns(table, "policy", "budget", *columns)
+
+
+def check_columns(table: pd.DataFrame, *columns: str) -> None:
     """Raise ValueError for a table that is empty or lacks a column."""
     if table.empty:
         raise ValueError("the table is empty; give at least one row")
-    if missing := [column for column in ("policy", "budget", *columns) if column not in table]:
+    if missing := [column for column in columns if column not in table]:
         names = ", ".join(map(repr, missing))
         raise ValueError(f"the table has no column {names}; it has {', '.join(map(str, table))}")
 

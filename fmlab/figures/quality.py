@@ -12,6 +12,7 @@ from .look import (
     FULL,
     NEUTRAL,
     PANEL_TITLES,
+    THIRDS,
     budgets_of,
     check,
     finish,
@@ -22,8 +23,6 @@ from .look import (
     spoken,
     styles,
 )  # fmt: skip
-
-THIRDS = ("early", "middle", "late")
 
 
 def retention_by_depth(table: pd.DataFrame) -> go.Figure:

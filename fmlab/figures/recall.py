@@ -7,10 +7,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ..intervals import Interval, bootstrap
-from .look import NEUTRAL, PANEL_TITLES, finish, offset, series, styles
+from .look import NEUTRAL, PANEL_TITLES, THIRDS, check_columns, finish, offset, series, styles
 
 RECALLS = {"mean": "mean share of the evidence", "all": "all of the evidence", "any": "any of the evidence"}
-THIRDS = ("early", "middle", "late")
 ASKED = {False: "query-blind", True: "query-aware: the memory reads the question"}
 
 
@@ -21,7 +20,7 @@ def evidence_by_share(table: pd.DataFrame, recall: str = "mean") -> go.Figure:
     One row a question: `memory`, `query_aware`, `share`, `conversation` and the recall, one of RECALLS. The dotted line
     is what keeping tokens at random would keep: the share itself.
     """
-    _check(table, "share", "conversation", recall)
+    check_columns(table, "memory", "query_aware", "share", "conversation", recall)
     if recall not in RECALLS:
         raise ValueError(f"recall={recall!r}; one of {', '.join(RECALLS)}")
     ways, look = sorted(set(table["query_aware"])), styles(table["memory"])
@@ -57,7 +56,7 @@ def kept_by_third(table: pd.DataFrame, share: float, quality: str = "answered") 
 
     One row a question: `memory`, `query_aware`, `share`, `conversation`, `third` and the quality (0 or 1).
     """
-    _check(table, "share", "conversation", "third", quality)
+    check_columns(table, "memory", "query_aware", "share", "conversation", "third", quality)
     rows = table[table["share"] == share]
     if rows.empty:
         raise ValueError(f"no row has share={share}; the table has {sorted(set(table['share']))}")
@@ -87,15 +86,6 @@ def kept_by_third(table: pd.DataFrame, share: float, quality: str = "answered") 
     figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
     figure.update_yaxes(title_text=f"questions {quality}" if quality == "answered" else "evidence present", col=1)
     return finish(figure, f"{_fraction(share)} of the tokens: what is {quality}", 480, PANEL_TITLES)
-
-
-def _check(table: pd.DataFrame, *columns: str) -> None:
-    if table.empty:
-        raise ValueError("the table is empty; give at least one row")
-    if missing := [name for name in ("memory", "query_aware", *columns) if name not in table]:
-        raise ValueError(
-            f"the table has no column {', '.join(map(repr, missing))}; it has {', '.join(map(str, table))}"
-        )
 
 
 def _mean(rows: pd.DataFrame, column: str) -> Interval:
