@@ -87,7 +87,7 @@ MEMORIES: dict[str, tuple[list[bool], Callable[[int, bool], Memory]]] = {
     "Importance": (AWARE, lambda budget, tiny: Importance(budget, model(tiny))),
     "RollingSummary": (BLIND, lambda budget, tiny: RollingSummary(budget, model(tiny))),
 }
-SLOW_ON_MEETINGS = {"Importance", "RollingSummary"}  # the model reads 15,000 tokens: hours on two cores
+SLOW_ON_MEETINGS = {"RollingSummary"}  # the model writes thousands of tokens a meeting and budget: days on two cores
 
 
 @cache
