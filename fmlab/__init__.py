@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 _MODULES = frozenset(
     (
-        "caches contract conversation core figures intervals live masked metrics models peers policies published replays "
+        "caches contract conversation core figures intervals live masked metrics models optimizations peers policies published replays "
         "ruler tables tasks texts trace widgets"
     ).split()
 )

@@ -41,6 +41,11 @@ ROOMS = {
     ),
     "contract": ("contract", "core view bag rope slots trace rerun live needs record masked models", ""),
     "published": ("published", "intervals", "pandas"),
+    "optimizations": (
+        "optimizations",
+        "core caches conversation language lazy models texts intervals live forks record replays rerun trace slots provenance sweep view",
+        "pandas transformers",
+    ),
     "sweep": ("sweep fingerprint provenance", "", "pandas joblib distributed tqdm"),
     "figures": ("figures", "intervals", "pandas plotly numpy"),
     "parse": ("parse", "core", ""),
