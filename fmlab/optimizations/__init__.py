@@ -2,4 +2,16 @@
 
 from ..lazy import lazily
 
-__getattr__, __dir__ = lazily(__name__, {"Floor": "pair", "Pair": "pair"})
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "Cancelled": "clock",
+        "Comparison": "comparison",
+        "Floor": "pair",
+        "NotEquivalent": "comparison",
+        "Pair": "pair",
+        "SideFailed": "comparison",
+        "Verdict": "verdict",
+        "compare": "comparison",
+    },
+)

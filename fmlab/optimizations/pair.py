@@ -28,13 +28,13 @@ class Pair:
     """
 
     name: str
-    claim: tuple[float, float] | None
+    claim: tuple[float | int, float | int] | None
     source: str
     """Who claims it; or, where there is no claim, where in this lab the optimised way is relied on."""
     baseline: Callable[..., object]
     optimised: Callable[..., object]
     inputs: Callable[[int, int], tuple]
-    tolerance: float = 0.0
+    tolerance: float | int = 0.0
     sizes: tuple[int, ...] = (10, 100, 1_000)
     """What is measured unless other sizes are asked for."""
     unit: str = "items"
