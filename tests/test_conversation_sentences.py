@@ -106,6 +106,15 @@ def test_tokens_that_are_added_later_are_known(tiny):
     assert sentence_ends(torch.tensor([256, *tiny.ids(" a").tolist()]), own).tolist() == [0]
 
 
+def test_a_token_that_holds_the_blank_too(tiny):
+    own = fm.tiny().tokenizer
+    own.add_tokens(["end.\n", ")\n"])
+    after = tiny.ids("b) c").tolist()
+    assert sentence_ends(torch.tensor([256, *after]), own).tolist() == [0]
+    assert sentence_ends(torch.tensor([256, *after[1:]]), own).tolist() == [0]  # nothing closes behind a blank
+    assert sentence_ends(torch.tensor([*tiny.ids("a.").tolist(), 257, *after]), own).tolist() == [2]
+
+
 def test_marks_are_the_tokens_that_may_end(tiny):
     ids = tiny.ids("3.5. a!b? ")
     assert_close(sentence_marks(ids, tiny.tokenizer), torch.tensor([1, 3, 6, 8]))
