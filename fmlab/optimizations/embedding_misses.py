@@ -17,7 +17,7 @@ from ..conversation.encoders import LONGEST, Encoder
 from . import real
 from .pair import Floor, Pair
 
-TOLERANCE = 1e-5  # a batch is padded, which rounds otherwise: 3e-7 was seen, of vectors of length 1
+TOLERANCE = 1e-5  # a batch is padded, which rounds otherwise: 2e-7 was seen, of vectors of length 1
 OPERATIONS = 2 * 6 * (4 * 384**2 + 2 * 384 * 1_536)  # a word piece: multiply and add with the weights of six layers
 
 
