@@ -136,7 +136,7 @@ def test_the_waterfall_ends_where_all_is_on():
     assert list(bars.y[:5]) == [10, -4, -1, 0.5, -1.5], "together they save 1.5 s more than one by one"
     assert sum(bars.y[:5]) == 4.0 and bars.measure[0] == "absolute" and bars.measure[-1] == "total"
     assert words.text[1] == "−4 s<br>(−40%)" and words.text[3] == "+0.5 s<br>(+5%)" and words.text[-1] == "4 s"
-    assert list(words.y) == [10, 10, 6, 5.5, 5.5, 4], "above each bar"
+    assert list(words.y) == [10, 10, 6, 5.75, 5.5, 4], "above each bar and its interval"
     assert list(intervals.x) == list(bars.x[1:4]) and list(intervals.y) == [6.0, 5.0, 5.5]
     assert list(intervals.error_y.array) == [0.25] * 3 and list(intervals.error_y.arrayminus) == [0.5] * 3
     assert "saves 4 s [3.75 s, 4.5 s] alone, 40.0% of the whole" in bars.hovertext[1]

@@ -91,7 +91,7 @@ def speedup_by_size(table: pd.DataFrame) -> go.Figure:
             marker={"symbol": "circle-open", "size": 19, "color": NEUTRAL, "line": {"width": 2}}, hoverinfo="skip",
         )  # fmt: skip
     figure.add_hline(y=1, line={"color": NEUTRAL, "width": 1.5})
-    figure.update_xaxes(type="log", title_text="size, in the pair's unit", separatethousands=True, dtick=1)
+    figure.update_xaxes(type="log", title_text="size, in the pair's unit", tickformat=",d", dtick=1)
     figure.update_yaxes(title_text="speed-up", **_log_axis(rows[["low", "high"]].to_numpy().ravel()))
     return finish(figure, "Speed-up by size", 480 + 12 * len(figure.data))
 
@@ -138,9 +138,10 @@ def waterfall(effects: pd.DataFrame, workload: str | None = None) -> go.Figure:
             "array": rows["saved_seconds"] - rows["saved_low"], "arrayminus": rows["saved_high"] - rows["saved_seconds"],
         },
     )  # fmt: skip
-    starts = [off, off, *ends]
-    words = go.Scatter(  # above the bars: below them the error bars are in the way
-        x=labels, y=[max(start, end) for start, end in zip(starts, [off, *ends, on], strict=True)] + [on], mode="text",
+    least = ends + rows["saved_seconds"] - rows["saved_low"]
+    tops = np.maximum(np.array([off, *ends]), [*least, on])  # of each step, its interval included
+    words = go.Scatter(
+        x=labels, y=[off, *tops, on], mode="text",
         text=[_seconds(off), *(f"{_signed(s)}<br>({_signed(s / off, '.0%', '')})" for s in (*steps, together)), _seconds(on)],
         textposition="top center", showlegend=False, hoverinfo="skip", cliponaxis=False,
     )  # fmt: skip
