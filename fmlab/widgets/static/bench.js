@@ -28,7 +28,8 @@ class RatioAxis {
   }
 }
 
-const ratio = (value) => `${Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 })} x`;
+const digits = (value) => value.toLocaleString("en", { maximumSignificantDigits: 3 });
+const ratio = (value) => `${digits(value)} x`;
 
 function sized(size, unit) {
   return `${size.toLocaleString("en")} ${unit}`;
@@ -40,6 +41,7 @@ class BenchView {
     this.root = root;
     this.about = model.get("about");
     this.choice = { ...model.get("choice") };
+    this.paints = 0;
     root.classList.add("fmlab");
     keepKeys(root);
     this.build();
@@ -160,12 +162,13 @@ class BenchView {
         return h("tr", { class: "fm-bench-refused" }, name, size,
           h("td", { class: "fm-bench-error", colspan: "4" }, row.error), h("td", { class: "fm-bench-verdict" }, row.verdict));
       }
-      const told = `${ratio(row.speedup)} [${ratio(row.low)}, ${ratio(row.high)}]`;
+      const told = `${ratio(row.speedup)} [${digits(row.low)}, ${digits(row.high)}]`;
       return h("tr", {}, name, size, h("td", { class: "fm-bench-plot" }, this.plot(row, axis)),
         h("td", {}, told), h("td", {}, String(row.n)), h("td", {}, row.seconds.join(" → ")),
         h("td", { class: "fm-bench-verdict" }, row.verdict, row.unrest ? h("div", { class: "fm-bench-unrest" }, `unstable machine: ${row.unrest}`) : null));
     }));
     this.root.dataset.rows = String(rows.length);
+    this.table.dataset.paints = String(++this.paints);
     this.enable();
   }
 
