@@ -19,6 +19,9 @@ app = typer.Typer(
     epilog="--traceback anywhere on the line, or FMLAB_TRACEBACK=1, shows where an error came from.",
 )
 
+bench = typer.Typer(no_args_is_help=True, help="Measure what the lab's speed-ups are worth on this machine.")
+app.add_typer(bench, name="bench")
+
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command line on `words` (those of the process by default) and exit with its code.
@@ -93,3 +96,27 @@ def compare(
         chunk=chunk, seed=seed, dtype=dtype, device=device, rows=rows, out=out,
     )  # fmt: skip
     raise typer.Exit(comparison.main(asked, as_json, shlex.join(["fmlab", *sys.argv[1:]])))
+
+
+@bench.callback()
+def benches() -> None:
+    """Measure what the lab's speed-ups are worth on this machine."""
+
+
+@bench.command()
+def optimizations(
+    pair: Annotated[list[str] | None, typer.Option(help="The name of a pair; all of them.")] = None,
+    size: Annotated[list[int] | None, typer.Option(help="In the pair's own unit; the sizes of each pair.")] = None,
+    rounds: Annotated[int, typer.Option(help="Of both ways in turn, at each size.")] = 40,
+    seconds: Annotated[float, typer.Option(help="After which a size gets no further round; 6 rounds at least.")] = 20.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the tables.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write the rows to this file, too.")] = None,
+) -> None:
+    """Prove that both ways of every pair give the same, time them in turn, and judge what is claimed of them.
+
+    --pair and --size may be given several times. Ctrl-C prints and writes what is finished. The exit code is 1 where a
+    pair was refused, since one of its ways fails or both do not give the same.
+    """
+    from fmlab import bench as work
+
+    raise typer.Exit(work.main(work.Request.of(pair or [], size or [], rounds, seconds, csv), as_json))

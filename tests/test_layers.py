@@ -59,10 +59,10 @@ ROOMS = {
     # The Explorer is a program on top of everything below it; tensors it hands on, figures it leaves to metrics.
     "widgets": (
         "widgets",
-        "figures trace replays why metrics live core models policies parse conversation language",
+        "figures trace replays why metrics live core models policies parse conversation language optimizations",
         "ipywidgets anywidget traitlets IPython pandas torch numpy jaxtyping",
     ),
-    "command line": ("cli __main__ comparison", ANY, f"typer pandas plotly torch numpy jaxtyping {HUB}"),
+    "command line": ("cli __main__ comparison bench", ANY, f"typer pandas plotly torch numpy jaxtyping {HUB}"),
     "lines": ("lines", "", ""),
     "the front": ("__init__ lazy", "", ""),
 }

@@ -11,8 +11,11 @@ __getattr__, __dir__ = lazily(
         "Floor": "pair",
         "NotEquivalent": "comparison",
         "Pair": "pair",
+        "Refused": "outcome",
         "SideFailed": "comparison",
         "Verdict": "verdict",
+        "attempt": "outcome",
         "compare": "comparison",
+        "table": "outcome",
     },
 )

@@ -2,13 +2,6 @@
 const DASH = { solid: "", dash: "9 5", dot: "2 4", dashdot: "9 4 2 4", longdash: "15 6", longdashdot: "15 5 2 5" };
 const WIDE = 720, TALL = 400, SIDES = { left: 58, right: 16, top: 12, bottom: 48 };
 
-function s(tag, attributes = {}, ...children) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
 // Belady has no look of its own: it is the thick dotted line in the colour of the text.
 function stroke(look) {
   return look ? { stroke: look.colour, "stroke-dasharray": DASH[look.dash], "stroke-width": 2.2, fill: "none" }

@@ -1,0 +1,132 @@
+"""The `bench optimizations` command: what it prints, where, and how it ends."""
+
+import csv
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import fmlab as fm
+from fmlab import bench
+from fmlab.cli import main
+
+QUICK = ["--rounds", "6", "--seconds", "1"]
+
+
+def plain(values: list[float]) -> list[float]:
+    return sorted(values)
+
+
+def numbers(size: int, seed: int) -> tuple[list[float]]:
+    return (np.random.default_rng(seed).random(size).tolist(),)
+
+
+def broken(values):
+    raise RuntimeError("no sorting today")
+
+
+def interrupted(values):
+    raise KeyboardInterrupt
+
+
+def missing(size: int, seed: int):
+    raise ImportError("pip install 'abacus'")
+
+
+PAIR = fm.optimizations.Pair("sorting: NumPy", (1.1, 1.3), "nobody", plain, np.sort, numbers, sizes=(0, 20, 50))
+OTHER = replace(PAIR, name="sorting twice", claim=None, optimised=lambda values: sorted(sorted(values)), sizes=(10,))
+WRONG = replace(PAIR, name="wrong", optimised=lambda values: [*sorted(values)[:-1], 2.0], sizes=(10,))
+FAILS = replace(PAIR, name="fails", baseline=broken, sizes=(10,))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs `fmlab bench optimizations` on these pairs with the words given: exit code, stdout, stderr."""
+
+    def called(pairs, *words):
+        monkeypatch.setattr(fm.optimizations, "ALL", tuple(pairs), raising=False)
+        with pytest.raises(SystemExit) as ended:
+            main(["bench", "optimizations", *words])
+        printed = capsys.readouterr()
+        return ended.value.code, printed.out, printed.err
+
+    return called
+
+
+def test_the_pairs_then_the_verdicts(run):
+    code, out, err = run([PAIR, OTHER], *QUICK)
+    assert code == 0 and "Traceback" not in err and "2/2" in err
+    head, *pairs, last = out.strip().split("\n\n")
+    assert re.search(r"^machine: cpu \(.*torch on \d+ thread", head) and re.search(r"^n: 6 rounds", head, re.MULTILINE)
+    assert all(f"{name} " in head for name in ("python", "torch", "transformers", "numpy", "fmlab"))
+    assert re.search(r"^commit: [0-9a-f]{40}|^commit: no checkout", head, re.MULTILINE)
+    assert len(pairs) == 2 and pairs[0].startswith("sorting: NumPy: claimed 1.1-1.3 x\n") and "n=6" in pairs[0]
+    headings, *lines = (re.split(r"\s{2,}", line) for line in last.splitlines())
+    assert headings == list(bench.HEADINGS)
+    assert [line[:3] for line in lines] == [
+        ["sorting: NumPy", "0 items", "1.1-1.3 x"],
+        ["sorting: NumPy", "20 items", "1.1-1.3 x"],
+        ["sorting: NumPy", "50 items", "1.1-1.3 x"],
+        ["sorting twice", "10 items", "–"],
+    ]
+    assert all(re.fullmatch(r"[\d.e+-]+ x \[[\d.e+-]+, [\d.e+-]+\]", line[3]) and line[4] == "6" for line in lines)
+
+
+def test_json_alone_on_stdout_and_the_same_rows_as_csv(run, tmp_path):
+    path = tmp_path / "rows.csv"
+    words = ["--pair", "sorting twice", "--size", "5", "--size", "1", "--json", "--csv", str(path), *QUICK]
+    code, out, err = run([PAIR, OTHER], *words)
+    told = json.loads(out)
+    assert code == 0 and {"machine", "versions", "commit", "dirty", "n", "rows"} <= set(told) and told["n"] == 6
+    assert [(row["pair"], row["size"], row["n"]) for row in told["rows"]] == [
+        ("sorting twice", 5, 6),
+        ("sorting twice", 1, 6),
+    ]
+    assert told["rows"][0]["claim_low"] is None and told["rows"][0]["low"] <= told["rows"][0]["speedup"]
+    rows = list(csv.DictReader(path.open(encoding="utf-8")))
+    assert [row["size"] for row in rows] == ["5", "1"] and rows[0]["claim_low"] == "" and "rows: " in err
+    assert float(rows[0]["speedup"]) == told["rows"][0]["speedup"]
+    assert (rows[0]["commit"], rows[0]["machine"]) == (told["commit"], told["machine"])
+
+
+def test_a_refused_pair_is_in_the_table_and_the_exit_code(run):
+    code, out, _ = run([WRONG, PAIR, FAILS], *QUICK)
+    assert code == 1
+    assert "not equivalent: wrong at 10 items, seed 1000: result[9]" in out
+    lines = [re.split(r"\s{2,}", line) for line in out.strip().split("\n\n")[-1].splitlines()]
+    assert lines[1] == ["wrong", "10 items", "1.1-1.3 x", "–", "0", "not equivalent"]
+    assert lines[-1] == ["fails", "10 items", "1.1-1.3 x", "–", "0", "failed"] and len(lines) == 6
+    code, out, _ = run([FAILS], "--json", *QUICK)
+    assert code == 1 and json.loads(out)["rows"][0]["speedup"] is None
+    assert "the baseline way raised RuntimeError: no sorting today" in json.loads(out)["rows"][0]["error"]
+
+
+def test_an_unstable_machine_is_said(run, monkeypatch):
+    monkeypatch.setattr("fmlab.optimizations.clock.SPREAD", -1.0)
+    assert "(unstable machine: half of the rounds lie" in run([OTHER], *QUICK)[1].splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--pair", "sort"], "--pair 'sort' is no pair; there are: sorting: NumPy; wrong"),
+        (["--size", "-1"], "--size -1; give 0 or more"),
+        (["--rounds", "5"], "--rounds 5; give 6 or more"),
+        (["--seconds", "0"], "--seconds 0.0; give a time above 0"),
+        (["--csv", "nowhere/x.csv"], "nowhere is no folder"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_measured(run, words, says):
+    code, out, err = run([PAIR, WRONG], *words)
+    assert (code, out) == (2, "") and says in err and "Traceback" not in err
+
+
+def test_what_is_finished_is_printed_and_written_after_an_interrupt_or_an_error(run, tmp_path):
+    path = tmp_path / "rows.csv"
+    code, out, err = run([OTHER, replace(PAIR, optimised=interrupted)], "--csv", str(path), *QUICK)
+    assert code == 130 and "interrupted; 1 of 2 pairs are finished" in err
+    assert out.count("sorting twice") == 2 and len(path.read_text().splitlines()) == 2
+    code, out, err = run([OTHER, replace(PAIR, inputs=missing)], *QUICK)
+    assert code == 2 and "fmlab: pip install 'abacus'" in err and out.count("sorting twice") == 2
