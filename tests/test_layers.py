@@ -39,11 +39,12 @@ ROOMS = {
         "core caches language lazy intervals texts view watch weights wheels",
         "transformers tokenizers jinja2 sklearn bm25s openai platformdirs",
     ),
+    "sparsity": ("sparsity", "core lazy", ""),
     "contract": ("contract", "core view bag rope slots trace rerun live needs record masked models", ""),
     "published": ("published", "intervals", "pandas"),
     "optimizations": (
         "optimizations",
-        "core caches conversation language lazy models texts intervals live forks record replays rerun trace slots provenance sweep view",
+        "core caches conversation language lazy models texts intervals live forks record replays rerun sparsity trace slots provenance sweep view",
         "pandas transformers",
     ),
     "sweep": ("sweep fingerprint provenance", "", "pandas joblib distributed tqdm"),

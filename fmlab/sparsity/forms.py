@@ -1,6 +1,7 @@
 """One choice in the forms that others take: COO, CSR and BSR indices, a FlexAttention BlockMask, Longformer's masks."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -76,6 +77,7 @@ def mask_mod(choice: BlockChoice) -> MaskMod:
     return chosen
 
 
+@cache  # one function for each, which FlexAttention compiles once
 def causal(past: int) -> MaskMod:
     """The `mask_mod` of causal attention whose queries follow `past` keys."""
 
@@ -93,9 +95,12 @@ def block_mask(choice: BlockChoice, mod: MaskMod | None = None) -> BlockMask:
     """
     grid = choice.grid
     whole = grid.pairs == grid.block * grid.block
-    lists = [_lists(choice.distinct & part) for part in (~whole, whole)]
+    heads = choice.blocks.shape[:2]  # written out for all, since compiled kernels are made for the strides they get
+    lists = [
+        x.expand(*heads, *x.shape[2:]).contiguous() for part in (~whole, whole) for x in _lists(choice.distinct & part)
+    ]
     return BlockMask.from_kv_blocks(
-        *lists[0], *lists[1], BLOCK_SIZE=grid.block, mask_mod=mod or mask_mod(choice), seq_lengths=(grid.n, grid.m)
+        *lists, BLOCK_SIZE=grid.block, mask_mod=mod or mask_mod(choice), seq_lengths=(grid.n, grid.m)
     )
 
 
@@ -136,7 +141,9 @@ def _heights(choice: BlockChoice) -> Int[Tensor, "block rows columns"]:
 
 def _lists(blocks: Bool[Tensor, "batch heads rows columns"]) -> tuple[Tensor, Tensor]:
     """How many blocks each row has, and which, filled up with zeros: int32, as BlockMask wants them."""
-    place = torch.where(blocks, blocks.cumsum(-1) - 1, blocks.shape[-1])  # in its list; what is not chosen, past its end
+    place = torch.where(
+        blocks, blocks.cumsum(-1) - 1, blocks.shape[-1]
+    )  # in its list; what is not chosen, past its end
     column = torch.arange(blocks.shape[-1], dtype=torch.int32, device=blocks.device).expand_as(blocks)
     lists = column.new_zeros(*blocks.shape[:-1], blocks.shape[-1] + 1).scatter_(-1, place, column)
     return blocks.sum(-1, dtype=torch.int32), lists[..., :-1].contiguous()

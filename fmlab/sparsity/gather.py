@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .backward import with_gradient
 from .choice import BlockChoice
 from .grid import Grid
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # SDPA's own kernel; it also gives the log-sum-exp
 _FEW = 4  # rows with the same rest, from which on a call of their own pays
-_GATHERED = 64  # blocks of keys that are copied at a time: they stay within the caches of a core
+_GATHERED = 128  # blocks of keys that are copied at a time: they stay within the caches of a core
 
 
 class Bands(NamedTuple):
@@ -45,7 +46,13 @@ def gather(
     choice: BlockChoice,
     scale: float,
 ) -> Float[Tensor, "batch heads n d"]:
-    """Attention of `q` over the chosen blocks of `k` and `v`, on the CPU."""
+    """Attention of `q` over the chosen blocks of `k` and `v`. Raises ValueError for tensors that are not on the CPU."""
+    if q.device.type != "cpu":
+        raise ValueError(f"the kernel 'gather' is for the CPU, and these tensors are on {q.device}; use 'flex'")
+    return with_gradient(_gather, q, k, v, choice, scale)
+
+
+def _gather(q: Tensor, k: Tensor, v: Tensor, choice: BlockChoice, scale: float) -> Tensor:
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     q, k, v = (x.contiguous() for x in (q, k, v))
     group, grid, distinct = q.shape[1] // k.shape[1], choice.grid, choice.distinct
@@ -161,7 +168,10 @@ class _Heads:
         row = torch.tensor([row for row, _ in rows])
         full, d = grid.m // block, self.q.shape[-1]
         windows = [
-            x[:, : full * block].unflatten(1, (full, block)).index_select(1, index).view(len(x), len(rows), count * block, d)
+            x[:, : full * block]
+            .unflatten(1, (full, block))
+            .index_select(1, index)
+            .view(len(x), len(rows), count * block, d)
             for x in (self.k, self.v)
         ]
         whole = grid.n // block
