@@ -44,7 +44,8 @@ ROOMS = {
     "published": ("published", "intervals", "pandas"),
     "optimizations": (
         "optimizations",
-        "core caches conversation language lazy models texts intervals live forks record replays rerun sparsity trace slots provenance sweep view",
+        "core caches conversation language lazy models texts intervals live forks record replays rerun sparsity trace slots "
+        "provenance sweep view",
         "pandas transformers",
     ),
     "sweep": ("sweep fingerprint provenance", "", "pandas joblib distributed tqdm"),

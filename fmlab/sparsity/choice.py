@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -47,7 +46,7 @@ class BlockChoice:
     @classmethod
     def over(
         cls, grid: Grid, q: Float[Tensor, "batch heads n d"], blocks: Bool[Tensor, "#batch #heads rows columns"]
-    ) -> Self:
+    ) -> "BlockChoice":
         """The choice of `blocks` for every sample and query head of `q`, without copying what is the same for all."""
         return cls(blocks.expand(*q.shape[:2], -1, -1), grid.n, grid.m, grid.block)
 
@@ -85,13 +84,13 @@ class BlockChoice:
         position = torch.arange(self.n, device=device)[:, None] + (self.m - self.n)
         return (mask & (torch.arange(self.m, device=device) <= position)).expand(*self.blocks.shape[:2], -1, -1)
 
-    def __or__(self, other: "BlockChoice") -> Self:
+    def __or__(self, other: "BlockChoice") -> "BlockChoice":
         return self._joined(other, torch.logical_or)
 
-    def __and__(self, other: "BlockChoice") -> Self:
+    def __and__(self, other: "BlockChoice") -> "BlockChoice":
         return self._joined(other, torch.logical_and)
 
-    def _joined(self, other: "BlockChoice", how) -> Self:
+    def _joined(self, other: "BlockChoice", how) -> "BlockChoice":
         if not isinstance(other, BlockChoice):
             return NotImplemented
         ours, theirs = ((c.n, c.m, c.block, *c.blocks.shape) for c in (self, other))

@@ -71,20 +71,14 @@ def mask_mod(choice: BlockChoice) -> MaskMod:
     """The choice as FlexAttention's `mask_mod(b, h, q_idx, kv_idx)`."""
     blocks, block, past = choice.blocks, choice.block, choice.m - choice.n
 
-    def chosen(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return blocks[b, h, q_idx // block, kv_idx // block] & (kv_idx <= q_idx + past)
-
-    return chosen
+    return lambda b, h, i, j: blocks[b, h, i // block, j // block] & (j <= i + past)
 
 
 @cache  # one function for each, which FlexAttention compiles once
 def causal(past: int) -> MaskMod:
     """The `mask_mod` of causal attention whose queries follow `past` keys."""
 
-    def seen(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return kv_idx <= q_idx + past
-
-    return seen
+    return lambda b, h, i, j: j <= i + past
 
 
 def block_mask(choice: BlockChoice, mod: MaskMod | None = None) -> BlockMask:
@@ -105,10 +99,12 @@ def block_mask(choice: BlockChoice, mod: MaskMod | None = None) -> BlockMask:
 
 
 def longformer(choice: BlockChoice) -> Longformer:
-    """The narrowest window and the fewest global tokens whose causal half covers the choice.
+    """A window and few global tokens whose causal half covers the choice.
 
-    A token is global where, beyond the window, all later queries see it or it sees all before it. Exact for a LocalGlobal
-    in blocks of 1 token; a window of whole blocks is ragged in tokens, and is covered.
+    The window covers every block that stands neither in a full column (all later queries see it) nor in a full row (it
+    sees all before it); of what is farther, blocks are made global one by one, the one that covers most first. Exact for
+    a LocalGlobal of window 3 or more in blocks of 1 token (transformers' Longformer fails below); a window of whole
+    blocks is ragged in tokens, and is covered.
 
     Raises ValueError where heads differ, since Longformer has one mask for all, and for queries that are not the keys.
     """
@@ -119,12 +115,17 @@ def longformer(choice: BlockChoice) -> Longformer:
         raise ValueError("the heads of this choice differ, and Longformer has one mask for all heads; export one head")
     blocks = blocks[:, 0]
     unseen = grid.visible & ~blocks
-    everywhere = ~unseen.any(1)[:, None] | ~unseen.any(2)[..., None]  # in a column or a row that is full
-    width = int(grid.farthest.expand_as(blocks)[blocks & ~everywhere].amax()) if (blocks & ~everywhere).any() else 0
-    beyond = blocks & (grid.farthest > width)
-    tokens = (beyond & ~unseen.any(1)[:, None]).any(1) | (beyond & ~unseen.any(2)[..., None]).any(2)
+    column, row = ~unseen.any(1), ~unseen.any(2)  # full ones
+    inside = blocks & ~column[:, None] & ~row[..., None]
+    width = int((grid.farthest * inside).amax()) if blocks.numel() else 0
+    left = blocks & (grid.farthest > width)
+    tokens = torch.zeros_like(column)
+    while left.any():  # take the block that covers most of what no window does
+        most = (left.sum(1) * column + left.sum(2) * row).argmax(-1, keepdim=True)
+        tokens.scatter_(1, most, True)
+        left = left & ~tokens[:, None] & ~tokens[..., None]
     tokens = tokens.repeat_interleave(grid.block, -1)[:, : grid.m].expand(choice.blocks.shape[0], -1).long()
-    return Longformer(torch.ones_like(tokens), tokens, max(2 * width, 2))
+    return Longformer(torch.ones_like(tokens), tokens, max(2 * width, 4))
 
 
 def _rows(blocks: Bool[Tensor, "rows columns"]) -> Rows:
