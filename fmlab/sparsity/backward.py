@@ -24,7 +24,7 @@ class _Sparse(torch.autograd.Function):
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, choice: BlockChoice, scale: float) -> Tensor:
         ctx.save_for_backward(q, k, v)
         ctx.choice, ctx.scale = choice, scale
-        return kernel(q, k, v, choice, scale)
+        return kernel(q.detach(), k.detach(), v.detach(), choice, scale)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

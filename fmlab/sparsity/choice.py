@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -47,7 +46,7 @@ class BlockChoice:
     @classmethod
     def over(
         cls, grid: Grid, q: Float[Tensor, "batch heads n d"], blocks: Bool[Tensor, "#batch #heads rows columns"]
-    ) -> Self:
+    ) -> "BlockChoice":
         """The choice of `blocks` for every sample and query head of `q`, without copying what is the same for all."""
         return cls(blocks.expand(*q.shape[:2], -1, -1), grid.n, grid.m, grid.block)
 
@@ -79,19 +78,32 @@ class BlockChoice:
 
     def mask(self) -> Bool[Tensor, "batch heads n m"]:
         """True where a query sees a key: n x m for every sample and head, so for pictures, tests and short texts."""
-        blocks = _one_of_equal(self.blocks)
-        mask = blocks.repeat_interleave(self.block, 2)[:, :, : self.n].repeat_interleave(self.block, 3)[..., : self.m]
-        device = blocks.device
-        position = torch.arange(self.n, device=device)[:, None] + (self.m - self.n)
-        return (mask & (torch.arange(self.m, device=device) <= position)).expand(*self.blocks.shape[:2], -1, -1)
+        blocks, grid, block = _one_of_equal(self.blocks), self.grid, self.block
+        begun = grid.past % block  # tokens of the own block that are before a row's first query
+        row = blocks.repeat_interleave(block, -1)
+        if begun:
+            row = torch.nn.functional.pad(
+                row, (0, block)
+            )  # room for what a window of two blocks reaches beyond the end
+        mask = row[..., None, :].expand(*row.shape[:3], block, -1).flatten(2, 3).contiguous()
+        # Only own blocks have a future: windows along the diagonal, one a row of blocks, that overlap nowhere.
+        shape, stride, reach = mask.shape, mask.stride(), block * (1 + (begun > 0))
+        own = mask.as_strided(
+            (*shape[:2], grid.rows, block, reach),
+            (*stride[:2], block * stride[2] + block, stride[2], 1),
+            mask.storage_offset() + grid.past // block * block,
+        )
+        place = torch.arange(reach, device=blocks.device)
+        own &= place <= place[:block, None] + begun
+        return mask[:, :, : self.n, : self.m].expand(*self.blocks.shape[:2], -1, -1)
 
-    def __or__(self, other: "BlockChoice") -> Self:
+    def __or__(self, other: "BlockChoice") -> "BlockChoice":
         return self._joined(other, torch.logical_or)
 
-    def __and__(self, other: "BlockChoice") -> Self:
+    def __and__(self, other: "BlockChoice") -> "BlockChoice":
         return self._joined(other, torch.logical_and)
 
-    def _joined(self, other: "BlockChoice", how) -> Self:
+    def _joined(self, other: "BlockChoice", how) -> "BlockChoice":
         if not isinstance(other, BlockChoice):
             return NotImplemented
         ours, theirs = ((c.n, c.m, c.block, *c.blocks.shape) for c in (self, other))

@@ -59,10 +59,12 @@ def csr(choice: BlockChoice) -> Rows:
 def coo(choice: BlockChoice) -> Int[Tensor, "4 entries"]:
     """Coordinates (sample, head, query, key) of every pair that attends, in this order of importance, as int64."""
     (batch, heads), (starts, columns) = choice.blocks.shape[:2], csr(choice)
-    rows = torch.cartesian_prod(*(torch.arange(size, device=columns.device) for size in (batch, heads, choice.n)))
-    out, lengths = columns.new_empty(4, len(columns)), starts.diff()
-    for axis in range(3):
-        out[axis] = rows[:, axis].repeat_interleave(lengths, output_size=len(columns))
+    sizes = batch, heads, choice.n
+    rows = torch.cartesian_prod(*(torch.arange(size, device=columns.device) for size in sizes))
+    out, lengths = columns.new_zeros(4, len(columns)), starts.diff()
+    for axis, size in enumerate(sizes):
+        if size > 1:
+            out[axis] = rows[:, axis].repeat_interleave(lengths, output_size=len(columns))
     out[3] = columns
     return out
 
@@ -71,20 +73,14 @@ def mask_mod(choice: BlockChoice) -> MaskMod:
     """The choice as FlexAttention's `mask_mod(b, h, q_idx, kv_idx)`."""
     blocks, block, past = choice.blocks, choice.block, choice.m - choice.n
 
-    def chosen(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return blocks[b, h, q_idx // block, kv_idx // block] & (kv_idx <= q_idx + past)
-
-    return chosen
+    return lambda b, h, i, j: blocks[b, h, i // block, j // block] & (j <= i + past)
 
 
 @cache  # one function for each, which FlexAttention compiles once
 def causal(past: int) -> MaskMod:
     """The `mask_mod` of causal attention whose queries follow `past` keys."""
 
-    def seen(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return kv_idx <= q_idx + past
-
-    return seen
+    return lambda b, h, i, j: j <= i + past
 
 
 def block_mask(choice: BlockChoice, mod: MaskMod | None = None) -> BlockMask:
@@ -105,10 +101,12 @@ def block_mask(choice: BlockChoice, mod: MaskMod | None = None) -> BlockMask:
 
 
 def longformer(choice: BlockChoice) -> Longformer:
-    """The narrowest window and the fewest global tokens whose causal half covers the choice.
+    """A window and few global tokens whose causal half covers the choice.
 
-    A token is global where, beyond the window, all later queries see it or it sees all before it. Exact for a LocalGlobal
-    in blocks of 1 token; a window of whole blocks is ragged in tokens, and is covered.
+    The window covers every block that stands neither in a full column (all later queries see it) nor in a full row (it
+    sees all before it); of what is farther, blocks are made global one by one, the one that covers most first. Exact for
+    a LocalGlobal of window 3 or more in blocks of 1 token (transformers' Longformer fails below); a window of whole
+    blocks is ragged in tokens, and is covered.
 
     Raises ValueError where heads differ, since Longformer has one mask for all, and for queries that are not the keys.
     """
@@ -119,12 +117,17 @@ def longformer(choice: BlockChoice) -> Longformer:
         raise ValueError("the heads of this choice differ, and Longformer has one mask for all heads; export one head")
     blocks = blocks[:, 0]
     unseen = grid.visible & ~blocks
-    everywhere = ~unseen.any(1)[:, None] | ~unseen.any(2)[..., None]  # in a column or a row that is full
-    width = int(grid.farthest.expand_as(blocks)[blocks & ~everywhere].amax()) if (blocks & ~everywhere).any() else 0
-    beyond = blocks & (grid.farthest > width)
-    tokens = (beyond & ~unseen.any(1)[:, None]).any(1) | (beyond & ~unseen.any(2)[..., None]).any(2)
+    column, row = ~unseen.any(1), ~unseen.any(2)  # full ones
+    inside = blocks & ~column[:, None] & ~row[..., None]
+    width = int((grid.farthest * inside).amax()) if blocks.numel() else 0
+    left = blocks & (grid.farthest > width)
+    tokens = torch.zeros_like(column)
+    while left.any():  # take the block that covers most of what no window does
+        most = (left.sum(1) * column + left.sum(2) * row).argmax(-1, keepdim=True)
+        tokens.scatter_(1, most, True)
+        left = left & ~tokens[:, None] & ~tokens[..., None]
     tokens = tokens.repeat_interleave(grid.block, -1)[:, : grid.m].expand(choice.blocks.shape[0], -1).long()
-    return Longformer(torch.ones_like(tokens), tokens, max(2 * width, 2))
+    return Longformer(torch.ones_like(tokens), tokens, max(2 * width, 4))
 
 
 def _rows(blocks: Bool[Tensor, "rows columns"]) -> Rows:

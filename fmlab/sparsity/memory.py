@@ -34,11 +34,7 @@ def mask_mod_of(expiry: Expiry, group: int = 1) -> MaskMod:
     """
     _checked(expiry, group)
     one = expiry.shape[0] == 1
-
-    def still_seen(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return (kv_idx <= q_idx) & (q_idx < expiry[0 if one else b, h // group, kv_idx])
-
-    return still_seen
+    return lambda b, h, i, j: (j <= i) & (i < expiry[0 if one else b, h // group, j])
 
 
 def _checked(expiry: Expiry, group: int) -> None:

@@ -59,7 +59,7 @@ class Oracle(Pattern):
         worth = block_mass(q, k, block).masked_fill(grid.own, torch.inf).flatten(1) / pairs.clamp(min=1)
         worth = worth.masked_fill(~grid.visible.expand(*q.shape[:2], -1, -1).flatten(1), -1)
         order = worth.argsort(dim=-1, descending=True, stable=True)
-        budget = self.density * int(grid.pairs.sum()) * q.shape[1]
+        budget = math.floor(self.density * int(grid.pairs.sum()) * q.shape[1])  # a float would be compared in float32
         fits = pairs.gather(-1, order).cumsum(-1) <= budget
         chosen = torch.zeros_like(fits).scatter_(-1, order, fits).unflatten(1, (q.shape[1], grid.rows, grid.columns))
         return BlockChoice.over(grid, q, (chosen | grid.own) & grid.visible)
