@@ -10,10 +10,12 @@ from ..conversation.carry import Carried
 from ..conversation.sentences import marking_ids
 from ..conversation.state import Cost
 from ..language import LanguageModel
+from ..sparsity import Streaming
 from . import (
     embedding_misses,
     kv_carry_over,
     lazy_evaluation,
+    mask_construction,
     real,
     sentence_boundaries,
     sliding_eviction,

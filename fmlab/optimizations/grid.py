@@ -13,7 +13,6 @@ from ..forks import Cell, prefill
 from ..policies import H2O, KeyNorm, SinkWindow, SnapKV
 from ..view import View
 from . import batched_forks, lazy_evaluation, real, shared_prefill, vectorised_replay, windowed_attention
-from .recorded import recorded
 from .whole import Setting, Workload
 
 CONTEXT = 256  # tokens
@@ -62,7 +61,7 @@ def _texts(texts: int, tokens: int, on: Setting) -> Iterator[object]:
     for seed in range(texts):
         ids = real.text_ids(tokens + FURTHER, seed)
         context, further = ids[:tokens], ids[tokens:]
-        trace, budget = recorded(min(REPLAYED, tokens), list(range(4)), seed), tokens // 8
+        trace, budget = vectorised_replay.inputs(min(REPLAYED, tokens), seed)
         logits = _logits(context, further, [(_shown(policy, on), budget) for policy, budget in CELLS], on)
         scored = logits[:, :-1].log_softmax(-1).gather(-1, further[1:].expand(len(CELLS), -1)[..., None])
         yield {"log_probability": scored.mean((1, 2)), "expiry": replay(trace, budget)}
