@@ -20,7 +20,7 @@ from .grid import Grid
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # SDPA's own kernel; it also gives the log-sum-exp
 _FEW = 4  # rows with the same rest, from which on a call of their own pays
-_GATHERED = 128  # blocks of keys that are copied at a time: they stay within the caches of a core
+_GATHERED = 512  # blocks of keys that are copied at a time: 16 MB of keys and values at 64 dimensions in float32
 
 
 class Bands(NamedTuple):
