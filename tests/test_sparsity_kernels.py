@@ -89,6 +89,13 @@ def test_gather_takes_views_doubles_and_choices_of_one_block():
     agrees("gather", *tensors(5, 5), BlockChoice(torch.ones(2, 6, 1, 1, dtype=torch.bool), 5, 5, 64))
 
 
+def test_gather_in_half_precision_is_as_near_as_half_precision_is():
+    q, k, v = (x.bfloat16() for x in tensors(60, 60))
+    choice = some_choice(60, 60, 4, heads=6)
+    out = fm.sparsity.attention(q, k, v, choice, "gather")
+    torch.testing.assert_close(out.double(), reference(q, k, v, choice), atol=0.03, rtol=0)
+
+
 def test_gather_reads_nothing_that_was_not_chosen():
     q, k, v = tensors(64, 64, heads=2, kv_heads=2, batch=1)
     choice = Streaming(4, 9).blocks(q, k, 4)

@@ -89,7 +89,8 @@ class QuestTopK(Pattern):
         low = _paged(k, block, value=torch.inf).amin(3)[:, :, None].transpose(-1, -2)
         high = _paged(k, block, value=-torch.inf).amax(3)[:, :, None].transpose(-1, -2)
         queries = _by_group(q, k)
-        bounds = (queries.clamp(min=0) @ high + queries.clamp(max=0) @ low).flatten(1, 2)
+        signed = torch.cat([queries.clamp(min=0), queries.clamp(max=0)], -1)  # max of two products: by the sign of q
+        bounds = (signed @ torch.cat([high, low], -2)).flatten(1, 2)
         bounds = _paged(bounds, block, value=-torch.inf).amax(3)
         return BlockChoice.over(grid, q, _best(bounds, grid, self.top))
 
