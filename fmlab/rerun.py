@@ -54,7 +54,7 @@ def replay(
         done += new
         if progress is not None and (done % 64 == 0 or done == len(trace)):
             progress(done)
-    return slots.expiry().view(len(trace.layers), trace.kv_heads, -1)
+    return slots.expiry().view(len(trace.layers), trace.kv_heads, len(trace))
 
 
 def _by_layers(trace: Trace, policy: Policy, budget: Allocation, layers: int, prefill, progress, watch) -> Tensor:

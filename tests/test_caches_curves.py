@@ -103,6 +103,8 @@ def test_rows_are_the_curves_of_every_policy_and_block_size():
     policies, tokens = [caches.LRU(), caches.SIEVE()], [300, 20_000, 100_000]
     rows = hit_rows(requests, policies, tokens, block=128, factors=(1, 4))
     assert len(rows) == 2 * 3 + 2 * 2  # 300 tokens hold no block of 512
+    with pytest.raises(ValueError, match="capacity_tokens=0; give 1 token or more"):
+        hit_rows(requests, policies, [0, 300], block=128)
     for row in rows:
         factor = row["block_tokens"] // 128
         policy = {repr(each): each for each in policies}[row["policy"]]

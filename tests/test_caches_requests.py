@@ -33,6 +33,8 @@ def test_a_file_is_read_with_all_its_fields(tmp_path):
     ("line", "says"),
     [
         ("{", "line 2 is no JSON"),
+        ("[" * 100_000, "line 2 is no JSON"),
+        (json.dumps(GOOD).replace("1100", "1" * 5000), "line 2 is no JSON (Exceeds the limit"),
         ("[1]", "line 2 is [1], not a mapping with hash_ids and input_length"),
         ('{"input_length": 3}', "line 2 has no 'hash_ids'; it has input_length"),
         (json.dumps(GOOD | {"hash_ids": 3}), "line 2: 'hash_ids' is 3, not a list"),

@@ -127,9 +127,10 @@ def test_a_foreign_file_is_refused(tmp_path, foreign):
     path.write_bytes(foreign)
     with pytest.raises(CheckpointError, match="is JSON, but no conversation of fmlab"):
         fm.ChatSession.load(path, LM, Newest(160))
-    path.write_bytes(b"\x80\x04\x95pickle")
-    with pytest.raises(CheckpointError, match="is no whole JSON"):
-        fm.ChatSession.load(path, LM, Newest(160))
+    for no_json in (b"\x80\x04\x95pickle", b"[" * 100_000):
+        path.write_bytes(no_json)
+        with pytest.raises(CheckpointError, match="is no whole JSON"):
+            fm.ChatSession.load(path, LM, Newest(160))
     with pytest.raises(FileNotFoundError):
         fm.ChatSession.load(tmp_path / "nothing", LM, Newest(160))
 

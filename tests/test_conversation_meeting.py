@@ -60,6 +60,19 @@ def test_what_is_malformed_is_named_by_line_and_field(tmp_path, line, said):
         meetings(written(tmp_path / "m.jsonl", MEETING, line))
 
 
+def test_lines_are_counted_and_cut_as_an_editor_does(tmp_path):
+    path = written(tmp_path / "m.jsonl", "", change(["meeting_transcripts", 0, "content"], "a\u2028b\x85c"), "", "{")
+    with pytest.raises(ValueError, match="line 4 is no JSON"):
+        meetings(path)
+    text = path.read_text("utf-8").removesuffix("{")
+    path.write_text(text.replace("\\u2028", "\u2028").replace("\\u0085", "\x85"), encoding="utf-8")
+    (meeting,) = meetings(path)
+    assert (meeting.name, meeting.messages[0]["content"]) == ("1", "Ann: a\u2028b\x85c")
+    path.write_bytes(b"\n" + b"\xff")
+    with pytest.raises(ValueError, match="line 2 is no JSON .*utf-8"):
+        meetings(path)
+
+
 def test_an_empty_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is empty"):
         meetings(written(tmp_path / "m.jsonl"))

@@ -51,6 +51,8 @@ def test_what_is_no_message_is_named_with_its_place(tokenizer):
             spans([TALK[0], wrong], tokenizer)
     with pytest.raises(ValueError, match="at least one span"):
         prompt([opening(tokenizer)], tokenizer)
+    with pytest.raises(ValueError, match=r"'\\ud83d' in .*Hi \\ud83d.* is half a character"):
+        spans([{"role": "user", "content": "Hi \ud83d"}], tokenizer)
 
 
 def test_a_template_that_refuses_says_which_roles(tokenizer):

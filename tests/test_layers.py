@@ -33,10 +33,10 @@ ROOMS = {
     "replays": ("replays why apart", "core view trace rerun oracle metrics", "safetensors joblib"),
     "tables": ("tables", "core metrics intervals replays", "pandas"),
     "tasks": ("tasks texts reading scoring ruler", "core live metrics intervals language", "transformers"),
-    "caches": ("caches", "core language lazy", "cachetools transformers"),
+    "caches": ("caches", "core language lazy lines", "cachetools transformers"),
     "conversation": (
         "conversation",
-        "core caches language lazy intervals texts view watch weights wheels",
+        "core caches language lazy lines intervals texts view watch weights wheels",
         "transformers tokenizers jinja2 sklearn bm25s openai platformdirs",
     ),
     "contract": ("contract", "core view bag rope slots trace rerun live needs record masked models", ""),
@@ -62,6 +62,7 @@ ROOMS = {
         "ipywidgets anywidget traitlets IPython pandas torch numpy jaxtyping",
     ),
     "command line": ("cli __main__ comparison bench", ANY, f"typer pandas plotly torch numpy jaxtyping {HUB}"),
+    "lines": ("lines", "", ""),
     "the front": ("__init__ lazy", "", ""),
 }
 FREE = "torch numpy jaxtyping"  # for every room that makes neither pictures nor programs

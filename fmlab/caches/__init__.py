@@ -10,6 +10,7 @@ __getattr__, __dir__ = lazily(
         "Belady": "eviction",
         "ChatTraffic": "chats",
         "EmbeddingCache": "embedding",
+        "Eviction": "eviction",
         "FIFO": "eviction",
         "HitCurve": "curves",
         "HitRatios": "simulation",

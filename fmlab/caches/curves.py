@@ -93,9 +93,11 @@ def hit_rows(
     """The curves of several policies at several block sizes, a row a point, for a table that a slider reads from.
 
     `factors` merge that many blocks into one (`coarser`). A capacity is given in tokens, so that block sizes compare, and
-    holds as many whole blocks as fit; one that holds none is left out.
+    holds as many whole blocks as fit; one that holds none is left out. Raises ValueError for what `simulate` refuses.
     """
     policies, sizes, rows = list(policies), sorted(set(capacity_tokens)), []
+    if sizes and sizes[0] < 1:
+        raise ValueError(f"capacity_tokens={sizes[0]}; give 1 token or more")
     for factor in factors:
         trace = accesses(coarser(requests, factor), block * factor)
         held = [size for size in sizes if size >= trace.block]

@@ -1,13 +1,13 @@
 """Request traces: read from a file and checked, and laid out as the block accesses that a cache sees."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from operator import index
 from os import PathLike
-from pathlib import Path
 from typing import Any
+
+from ..lines import json_lines
 
 BLOCK = 512  # tokens, as in Mooncake's traces
 
@@ -43,22 +43,14 @@ def load_requests(path: str | PathLike[str], block: int = BLOCK) -> tuple[dict[s
     """
     _check_block(block)
     requests = []
-    with Path(path).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                request = json.loads(line)
-            except json.JSONDecodeError as reason:
-                raise ValueError(f"{where} is no JSON ({reason}); a request is one line") from reason
-            ids, tokens = _fields(request, where)
-            if not tokens // block <= len(ids) <= -(-tokens // block):
-                raise ValueError(
-                    f"{where}: {len(ids)} hash_ids for input_length {tokens}, which fills {tokens / block:.2f} blocks of "
-                    f"{block}; name the trace's own block size with block=…, here and where it is simulated"
-                )
-            requests.append(request)
+    for where, request in json_lines(path, "a request"):
+        ids, tokens = _fields(request, where)
+        if not tokens // block <= len(ids) <= -(-tokens // block):
+            raise ValueError(
+                f"{where}: {len(ids)} hash_ids for input_length {tokens}, which fills {tokens / block:.2f} blocks of "
+                f"{block}; name the trace's own block size with block=…, here and where it is simulated"
+            )
+        requests.append(request)
     if not requests:
         raise ValueError(f"{path} holds no request; give a file with one a line")
     return tuple(requests)

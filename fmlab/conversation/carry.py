@@ -52,11 +52,15 @@ class Carried:
             )
         return self._answer(ids, max_new_tokens)
 
-    def _answer(self, ids: list[int], max_new_tokens: int) -> Generator[str, None, Cost]:
-        before = self._computed
+    def logits(self, ids: list[int]) -> Float[Tensor, " vocabulary"]:
+        """The logits after a prompt of at least one token, of which only what follows the shared prefix is computed."""
         shared = min(common(ids, self.ids), len(ids) - 1)
         self._cut(shared)
-        logits = self._read(ids[shared:])
+        return self._read(ids[shared:])
+
+    def _answer(self, ids: list[int], max_new_tokens: int) -> Generator[str, None, Cost]:
+        before = self._computed
+        logits = self.logits(ids)
         prefilled = self._computed - before
         spelling, said = Spelling(self.lm.tokenizer), 0
         # Without a template the blank after "assistant:" is part of how a line is written, not of what is said.

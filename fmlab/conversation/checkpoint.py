@@ -60,7 +60,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path).expanduser()
     try:
         content = json.loads(path.read_text("utf-8"))
-    except ValueError as reason:  # also of bytes that are no UTF-8
+    except (ValueError, RecursionError) as reason:  # also of bytes that are no UTF-8, and of [[[[ without end
         raise CheckpointError(f"{path} is no whole JSON ({reason}): it is foreign or was cut short; {MEND}") from reason
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is JSON, but no conversation of fmlab; {MEND}")

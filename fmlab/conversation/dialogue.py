@@ -77,7 +77,7 @@ def load_dialogue(path: str | os.PathLike[str]) -> Dialogue:
         dialogue = _dialogue(json.loads(Path(path).read_text("utf-8")))
         if wrong := check(dialogue, each_third=0):
             raise ValueError(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
-    except ValueError as error:  # of JSON and of UTF-8 too
+    except (ValueError, RecursionError) as error:  # of JSON and of UTF-8 too
         raise ValueError(f"{path}: {error}") from error
     return dialogue
 

@@ -1,12 +1,11 @@
 """Real meetings with the turns that answer each question, read from a file of QMSum (arXiv:2104.05938)."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
+from ..lines import json_lines
 from .span import Message
 
 
@@ -37,17 +36,14 @@ def meetings(path: str | PathLike[str]) -> tuple[Meeting, ...]:
     Questions without evidence are left out. Raises FileNotFoundError, and ValueError for what is malformed, naming the
     line and the field.
     """
-    lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
+    records = enumerate(json_lines(path, "a meeting"), start=1)
+    found = tuple(_meeting(record, str(number), where) for number, (where, record) in records)
+    if not found:
         raise ValueError(f"{path} is empty; give a file with a meeting a line")
-    return tuple(_meeting(line, number, f"{path}, line {number}") for number, line in enumerate(lines, start=1))
+    return found
 
 
-def _meeting(line: str, number: int, where: str) -> Meeting:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as reason:
-        raise ValueError(f"{where} is no JSON ({reason}); a meeting is one line") from reason
+def _meeting(record: Any, name: str, where: str) -> Meeting:
     turns = _field(record, "meeting_transcripts", list, where)
     messages = []
     for place, turn in enumerate(turns):
@@ -63,7 +59,7 @@ def _meeting(line: str, number: int, where: str) -> Meeting:
         if evidence:
             asked = Asked(_field(query, "query", str, at), _field(query, "answer", str, at), tuple(sorted(evidence)))
             questions.append(asked)
-    return Meeting(str(number), tuple(messages), tuple(questions))
+    return Meeting(name, tuple(messages), tuple(questions))
 
 
 def _field(record: Any, name: str, kind: type, where: str) -> Any:

@@ -126,4 +126,9 @@ def _cost_before(role: str, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _count(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as reason:  # a tokenizer would only say that this is no text
+        near = text[max(0, reason.start - 20) : reason.end + 20]
+        raise ValueError(f"{text[reason.start]!r} in {near!r} is half a character; give whole ones") from reason
     return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -1,18 +1,19 @@
 """A memory that keeps the newest turns word for word and a running summary, which the model writes, of all older ones."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from ..language import LanguageModel
 from .facts import unsupported
 from .memory import Memory, Spans
 from .packing import greedy
+from .sentences import sentence_ends
 from .span import SYSTEM, Span, tokens_of
 
 HEADING = "Summary of what was said before: "
@@ -54,9 +55,16 @@ def write_summary(lm: LanguageModel, text: str, tokens: int, seed: int) -> str:
         torch.manual_seed(seed)
         said = lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **chance)[
             0, ids.shape[1] :
-        ].tolist()
-    words = lm.tokenizer.decode(said, skip_special_tokens=True).strip()
-    return words if said[-1] in lm.ends else _whole_sentences(words)
+        ]
+    if int(said[-1]) not in lm.ends:
+        said = whole_sentences(said, lm)
+    return lm.tokenizer.decode(said, skip_special_tokens=True).strip()
+
+
+def whole_sentences(ids: Int[Tensor, " tokens"], lm: LanguageModel) -> Int[Tensor, " whole"]:
+    """The ids up to the end of the last sentence that has one (`sentence_ends`); all of them where none has."""
+    ends = sentence_ends(ids, lm.tokenizer)
+    return ids[: int(ends[-1]) + 1] if len(ends) else ids
 
 
 @dataclass(frozen=True)
@@ -173,9 +181,3 @@ def _fitting(remembered: Remembered, block: Remembered, room: int) -> Remembered
 
 def _line(span: Span) -> str:
     return f"{span.role}: {span.text}"
-
-
-def _whole_sentences(words: str) -> str:
-    """The words up to the end of the last sentence that has one; all of them where none has."""
-    ends = [match.end() for match in re.finditer(r"[.!?](?=\s|$)", words)]
-    return words[: ends[-1]] if ends else words

@@ -108,6 +108,7 @@ def test_the_slider_the_memory_and_the_question_change_what_is_kept(notebook):
     page.locator(".fm-aware").uncheck()
     await_state(page, "b", "error")
     assert "BM25 needs a query" in page.locator(".fm-turn-column[data-side='b'] .fm-error").inner_text()
+    assert dropped(page, "b") == list(range(10))  # what it kept before is not what it keeps now
     await_state(page, "a")
     page.locator(".fm-aware").check()
     page.locator(".fm-asked-question").select_option(label="in your own words …")

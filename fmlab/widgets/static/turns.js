@@ -36,6 +36,13 @@ class TurnColumn {
     this.element.setAttribute("aria-busy", String(!kept && !error));
     if (!kept) {
       this.figures.textContent = error ? "nothing is selected" : "choosing the turns …";
+      if (error) { // what another budget or question had kept is no longer true
+        for (const { node, fate } of this.turns) {
+          node.classList.add("fm-turn-gone");
+          fate.textContent = "";
+        }
+        this.added.hidden = true;
+      }
       return;
     }
     const held = new Set(kept.places), said = new Set(kept.turns), found = evidence.filter((turn) => said.has(turn)).length;
