@@ -43,7 +43,8 @@ ROOMS = {
     "published": ("published", "intervals", "pandas"),
     "optimizations": (
         "optimizations",
-        "core caches conversation language lazy models texts intervals live forks record replays rerun trace slots provenance sweep view",
+        "core bag view slots policies caches conversation language lazy models texts live forks record rerun trace attention "
+        "sparsity",
         "pandas transformers",
     ),
     "sweep": ("sweep fingerprint provenance", "", "pandas joblib distributed tqdm"),

@@ -67,6 +67,8 @@ def accesses_of(requests: Iterable[Mapping[str, Any]] | Accesses, block: int | N
 
 def hits_of(trace: Accesses, policy: Eviction, capacity: int | None) -> Bool[np.ndarray, " accesses"]:
     """Whether each access hits."""
+    if not isinstance(policy, Eviction):
+        raise TypeError(f"policy={policy!r:.40}; give a policy of eviction such as fm.caches.LRU()")
     if capacity is not None and check_capacity(capacity) < trace.distinct:
         return np.frombuffer(policy.hits(trace, index(capacity)), dtype=bool)
     return ~cold(trace)  # nothing is ever evicted

@@ -5,6 +5,7 @@ from ..lazy import lazily
 __getattr__, __dir__ = lazily(
     __name__,
     {
+        "ALL": "catalogue",
         "Cancelled": "clock",
         "Comparison": "comparison",
         "Floor": "pair",

@@ -1,0 +1,83 @@
+"""A whole grid as a workload: policies and budgets over one text after another, how well each goes on, and its replay."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+
+import torch
+from torch import Tensor
+
+from ..core import Policy, Stats
+from ..forks import Cell, prefill
+from ..policies import H2O, KeyNorm, SinkWindow, SnapKV
+from ..view import View
+from . import batched_forks, lazy_evaluation, real, shared_prefill, vectorised_replay, windowed_attention
+from .recorded import recorded
+from .whole import Setting, Workload
+
+CONTEXT = 256  # tokens
+FURTHER = 8  # tokens that are scored behind it, one a call
+REPLAYED = 128  # tokens of the replay
+CELLS: tuple[Cell, ...] = tuple(
+    (policy, budget) for policy in (SinkWindow(), KeyNorm(), H2O(), SnapKV()) for budget in (64, 128)
+)
+SWITCHES = (
+    shared_prefill.PAIR,
+    batched_forks.PAIR,
+    windowed_attention.PAIR,
+    lazy_evaluation.PAIR,
+    vectorised_replay.PAIR,
+)
+
+
+@dataclass(frozen=True)
+class AllWeights(Policy):
+    """A policy beside which the attention weights of every query are computed, not of those alone that it looks at."""
+
+    listed = False
+
+    policy: Policy
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.policy.needs
+
+    def observe(self, view: View, stats: Stats) -> Stats:
+        view.attention(last=view.new)
+        return self.policy.observe(view, stats)
+
+    def score(self, view: View, stats: Stats) -> Tensor:
+        return self.policy.score(view, stats)
+
+
+def grid(texts: int = 6, tokens: int = CONTEXT) -> Workload:
+    """Eight cells over so many texts, one step a text: the log-probability that each cell gives to what follows, and the
+    replay of H2O over four recorded layers."""
+    return Workload("grid", tuple(pair.name for pair in SWITCHES), partial(_texts, texts, tokens), tolerance=1e-2)
+
+
+def _texts(texts: int, tokens: int, on: Setting) -> Iterator[object]:
+    replay = vectorised_replay.PAIR.optimised if vectorised_replay.PAIR.name in on else vectorised_replay.PAIR.baseline
+    for seed in range(texts):
+        ids = real.text_ids(tokens + FURTHER, seed)
+        context, further = ids[:tokens], ids[tokens:]
+        trace, budget = recorded(min(REPLAYED, tokens), list(range(4)), seed), tokens // 8
+        logits = _logits(context, further, [(_shown(policy, on), budget) for policy, budget in CELLS], on)
+        scored = logits[:, :-1].log_softmax(-1).gather(-1, further[1:].expand(len(CELLS), -1)[..., None])
+        yield {"log_probability": scored.mean((1, 2)), "expiry": replay(trace, budget)}
+
+
+def _shown(policy: Policy, on: Setting) -> Policy:
+    """The policy, made to compute what it would not ask for where the switches are off."""
+    if windowed_attention.PAIR.name not in on:
+        policy = AllWeights(policy)
+    return policy if lazy_evaluation.PAIR.name in on else lazy_evaluation.Everything(policy)
+
+
+def _logits(context: Tensor, further: Tensor, cells: Sequence[Cell], on: Setting) -> Tensor:
+    reads = [prefill(real.lm(), context) for _ in (cells[:1] if shared_prefill.PAIR.name in on else cells)]
+    if batched_forks.PAIR.name in on:
+        return reads[-1].fork(cells).logits(further, chunk=1)
+    alone = [read.fork([cell]).logits(further, chunk=1) for cell, read in zip(cells, cycle(reads), strict=False)]
+    return torch.cat(alone)
