@@ -127,12 +127,21 @@ def effect(name, saved, workload="a chat of 40 turns", off=10.0, on=4.0) -> dict
     )
 
 
-EFFECTS = pd.DataFrame([effect("slow <i>", -0.5), effect("carry-over", 4.0), effect("batching", 1.0)])
+EFFECTS = pd.DataFrame(
+    [effect("slow <i>, a step with a long name", -0.5), effect("carry-over", 4.0), effect("batching", 1.0)]
+)
 
 
 def test_the_waterfall_ends_where_all_is_on():
     bars, intervals, words = figures.waterfall(EFFECTS).data
-    assert list(bars.x) == ["all off", "carry-over", "batching", "slow &lt;i&gt;", "together", "all on"]
+    assert list(bars.x) == [
+        "all off",
+        "carry-over",
+        "batching",
+        "slow &lt;i&gt;, a step<br>with a long<br>name",
+        "together",
+        "all on",
+    ]
     assert list(bars.y[:5]) == [10, -4, -1, 0.5, -1.5], "together they save 1.5 s more than one by one"
     assert sum(bars.y[:5]) == 4.0 and bars.measure[0] == "absolute" and bars.measure[-1] == "total"
     assert words.text[1] == "−4 s<br>(−40%)" and words.text[3] == "+0.5 s<br>(+5%)" and words.text[-1] == "4 s"

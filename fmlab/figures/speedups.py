@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from html import escape
 from math import log10
+from textwrap import wrap
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from .look import COLOURS, NEUTRAL, check_columns, finish, measured, series, sty
 BETWEEN_PAIRS = 0.7  # of a row's height
 PALE = 0.35
 MINUS = "−"
+LABEL = 15  # letters of a line of a step's name
 
 
 def speedups(table: pd.DataFrame) -> go.Figure:
@@ -116,7 +118,8 @@ def waterfall(effects: pd.DataFrame, workload: str | None = None) -> go.Figure:
     steps = -rows["saved_seconds"]
     ends = off + steps.cumsum()
     together = on - ends.iloc[-1]
-    labels = ["all off", *map(_text, rows["optimisation"]), "together", "all on"]
+    names = ("<br>".join(map(_text, wrap(str(name), LABEL))) for name in rows["optimisation"])
+    labels = ["all off", *names, "together", "all on"]
     bars = go.Waterfall(
         x=labels, y=[off, *steps, together, None], measure=["absolute", *["relative"] * (len(rows) + 1), "total"],
         showlegend=False,
@@ -146,7 +149,7 @@ def waterfall(effects: pd.DataFrame, workload: str | None = None) -> go.Figure:
         textposition="top center", showlegend=False, hoverinfo="skip", cliponaxis=False,
     )  # fmt: skip
     figure = go.Figure([bars, intervals, words])
-    figure.update_xaxes(type="category", tickangle=-30 if len(labels) > 6 else 0)
+    figure.update_xaxes(type="category", tickangle=0)
     figure.update_yaxes(title_text="seconds of the whole", rangemode="tozero")
     return finish(figure, f"{_text(rows['workload'].iloc[0])}: from all off to all on", 520)
 
