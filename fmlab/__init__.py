@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 _MODULES = frozenset(
     (
         "caches contract conversation core figures intervals live masked metrics models optimizations peers policies published replays "
-        "ruler tables tasks texts trace widgets"
+        "ruler sparsity tables tasks texts trace widgets"
     ).split()
 )
 _HOMES = {

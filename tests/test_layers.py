@@ -39,12 +39,13 @@ ROOMS = {
         "core caches language lazy lines intervals texts view watch weights wheels",
         "transformers tokenizers jinja2 sklearn bm25s openai platformdirs",
     ),
+    "sparsity": ("sparsity", "core lazy", ""),
     "contract": ("contract", "core view bag rope slots trace rerun live needs record masked models", ""),
     "published": ("published", "intervals", "pandas"),
     "optimizations": (
         "optimizations",
         "core bag view slots policies caches conversation language lazy models texts live forks record rerun trace attention "
-        "sparsity",
+        "sparsity provenance",
         "pandas transformers",
     ),
     "sweep": ("sweep fingerprint provenance", "", "pandas joblib distributed tqdm"),

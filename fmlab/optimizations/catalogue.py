@@ -2,12 +2,17 @@
 
 from . import (
     batched_forks,
+    block_sparse_kernel,
     boundary_table,
     embedding_by_length,
     embedding_misses,
     kv_carry_over,
     lazy_evaluation,
     lazy_import,
+    mask_bool,
+    mask_construction,
+    mask_coo,
+    mask_csr,
     prefix_cache,
     sentence_boundaries,
     sentence_boundaries_list,
@@ -25,6 +30,10 @@ ALL = tuple(
         sentence_boundaries,
         sentence_boundaries_list,
         sliding_eviction,
+        mask_construction,
+        mask_bool,
+        mask_coo,
+        mask_csr,
         token_decoding,
         embedding_misses,
         lazy_evaluation,
@@ -37,6 +46,7 @@ ALL = tuple(
         slot_overwriting,
         windowed_attention,
         vectorised_replay,
+        block_sparse_kernel,
         lazy_import,
     )
 )

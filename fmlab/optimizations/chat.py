@@ -26,6 +26,7 @@ ANSWER = 8  # tokens of an answer
 SWITCHES = (
     sentence_boundaries.PAIR,
     sliding_eviction.PAIR,
+    mask_construction.PAIR,
     token_decoding.PAIR,
     embedding_misses.PAIR,
     lazy_evaluation.PAIR,
@@ -76,7 +77,8 @@ def chat(turns: int = 40) -> Workload:
     """A chat of so many turns under `Semantic`, one step a turn.
 
     A turn: the memory selects, the model reads and answers in 8 tokens, and what was kept is prepared for the screen: the
-    text of each token, where sentences end, and which of all tokens so far a sliding window of the same budget would hold.
+    text of each token, where sentences end, which of all tokens so far a sliding window of the same budget would hold, and
+    the block mask of such a window with its sinks.
     """
     return Workload("chat", tuple(pair.name for pair in SWITCHES), partial(_turns, messages(turns)), tolerance=0.0)
 
@@ -92,9 +94,9 @@ def _turns(said: Sequence[str], on: Setting) -> Iterator[object]:
     texts = partial(token_decoding.decode_each, tokenizer=tokenizer)
     if token_decoding.PAIR.name in on:
         texts = TokenDecodeCache(tokenizer).decode  # one for the whole chat, empty at first
-    ends, window = (
+    ends, window, mask = (
         pair.optimised if pair.name in on else pair.baseline
-        for pair in (sentence_boundaries.PAIR, sliding_eviction.PAIR)
+        for pair in (sentence_boundaries.PAIR, sliding_eviction.PAIR, mask_construction.PAIR)
     )
     stream: list[int] = []
     for text in said:
@@ -107,4 +109,5 @@ def _turns(said: Sequence[str], on: Setting) -> Iterator[object]:
             "texts": texts(ids),
             "ends": ends(ids, enders),
             "window": window(stream, BUDGET),
+            "mask": mask(len(stream), Streaming(sinks=4, window=BUDGET)),
         }
