@@ -69,6 +69,7 @@ def main(asked: Request, as_json: bool = False) -> int:
     try:
         for outcome in _measured(asked):
             outcomes.append(outcome)
+            _write(about, outcomes, asked)
             if not as_json:
                 tqdm.write(f"{outcome!r}\n", file=sys.stdout)
     except KeyboardInterrupt:
@@ -124,12 +125,19 @@ def _deliver(about: dict, outcomes: Sequence[Outcome], asked: Request, as_json: 
     elif rows:
         print(verdicts(rows))
     if asked.csv is not None and rows:
-        ours = {name: about[name] for name in ("commit", "dirty", "versions", "machine")}
-        with asked.csv.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], *ours])
-            writer.writeheader()
-            writer.writerows({name: _plain(value) for name, value in row.items()} | ours for row in rows)
         print(f"\nrows: {asked.csv}", file=sys.stderr if as_json else sys.stdout)
+
+
+def _write(about: dict, outcomes: Sequence[Outcome], asked: Request) -> None:
+    """The file anew after every pair, so that a long run loses nothing when it is ended."""
+    if asked.csv is None:
+        return
+    ours = {name: about[name] for name in ("commit", "dirty", "versions", "machine")}
+    with asked.csv.open("w", encoding="utf-8", newline="") as file:
+        rows = [{name: _plain(value) for name, value in row.items()} | ours for row in records(outcomes)]
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _cells(row: dict) -> tuple[str, ...]:

@@ -45,16 +45,12 @@ def test_every_row_has_its_mark_interval_and_verdict():
     )
     assert "unstable machine: half of the rounds lie 40% apart" in restless.hovertext[0]
     assert list(claimed.x[:3]) == [1.2, 1.4, None] and len(claimed.x) == 12, "three rows of decoding, one of eviction"
-    verdicts = dict(
-        zip([a.y for a in figure.layout.annotations], [a.text for a in figure.layout.annotations], strict=True)
-    )
+    verdicts = {note.y: note.text for note in figure.layout.annotations if note.x > 1}
+    names = {note.y: note.text for note in figure.layout.annotations if note.x == 0}
     axis = figure.layout.yaxis
-    assert axis.ticktext[:4] == (
-        "<b>decoding &lt;b&gt;</b>  0 tokens",
-        "10 tokens",
-        "1,000 tokens",
-        "<b>masks</b>  10 tokens",
-    )
+    assert axis.ticktext[:4] == ("0 tokens", "10 tokens", "1,000 tokens", "10 tokens")
+    assert list(names.values()) == ["<b>decoding &lt;b&gt;</b>", "<b>masks</b>", "<b>eviction</b>"]
+    assert axis.tickvals[2] < list(names)[1] < axis.tickvals[3], "a name stands above its rows"
     assert [verdicts[place] for place in axis.tickvals[:4]] == ["no difference", "slower", "confirmed", "faster"]
     assert axis.tickvals[3] - axis.tickvals[2] > axis.tickvals[2] - axis.tickvals[1], "pairs stand apart"
 
@@ -83,7 +79,7 @@ def test_lines_by_size_and_where_they_start_to_pay():
         "decoding &lt;b&gt;: pays from 1,000 tokens",
         "masks: pays from 1,000 tokens",
     )
-    assert eviction.name == "eviction: never pays for sure"
+    assert eviction.name == "eviction: pays at no size that was measured"
     assert list(rings.x) == [1_000, 1_000] and list(rings.y) == [1.3, 1.5], "not masks at 10: at 100 it is slower again"
     assert decoding.line.dash != masks.line.dash and decoding.marker.symbol != masks.marker.symbol
     assert masks.error_y.array[0] == pytest.approx(0.4)
@@ -127,12 +123,21 @@ def effect(name, saved, workload="a chat of 40 turns", off=10.0, on=4.0) -> dict
     )
 
 
-EFFECTS = pd.DataFrame([effect("slow <i>", -0.5), effect("carry-over", 4.0), effect("batching", 1.0)])
+EFFECTS = pd.DataFrame(
+    [effect("slow <i>, a step with a long name", -0.5), effect("carry-over", 4.0), effect("batching", 1.0)]
+)
 
 
 def test_the_waterfall_ends_where_all_is_on():
     bars, intervals, words = figures.waterfall(EFFECTS).data
-    assert list(bars.x) == ["all off", "carry-over", "batching", "slow &lt;i&gt;", "together", "all on"]
+    assert list(bars.x) == [
+        "all off",
+        "carry-over",
+        "batching",
+        "slow &lt;i&gt;, a<br>step with a<br>long name",
+        "together",
+        "all on",
+    ]
     assert list(bars.y[:5]) == [10, -4, -1, 0.5, -1.5], "together they save 1.5 s more than one by one"
     assert sum(bars.y[:5]) == 4.0 and bars.measure[0] == "absolute" and bars.measure[-1] == "total"
     assert words.text[1] == "−4 s<br>(−40%)" and words.text[3] == "+0.5 s<br>(+5%)" and words.text[-1] == "4 s"

@@ -60,7 +60,15 @@ def test_the_table_has_every_pair_and_size(outcomes):
     )
     assert list(rows["claim_low"][:5]) == [1.1] * 5 and set(records(outcomes)[0]) == set(records(outcomes)[-1])
     drawn = fm.figures.speedups(rows)
-    assert [a.text for a in drawn.layout.annotations[2:]] == ["not equivalent"] * 3 + ["failed"]
+    verdicts = [note.text for note in drawn.layout.annotations if note.x > 1]
+    assert verdicts[2:] == ["not equivalent"] * 3 + ["failed"]
+
+
+def test_a_row_without_a_word_says_nothing(outcomes):
+    first, second = outcomes[0].rows
+    mixed = replace(outcomes[0], rows=(replace(first, unrest="it drifts"), replace(second, unrest=None)))
+    assert [row["unrest"] for row in records([mixed])] == ["it drifts", None]
+    assert [row["floor"] for row in records([mixed])] == [None, None]
 
 
 def test_other_errors_go_on():

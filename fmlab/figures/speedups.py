@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from html import escape
 from math import log10
+from textwrap import wrap
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,10 @@ import plotly.graph_objects as go
 from ..intervals import Interval
 from .look import COLOURS, NEUTRAL, check_columns, finish, measured, series, styles
 
-BETWEEN_PAIRS = 0.7  # of a row's height
+BETWEEN_PAIRS = 1.1  # rows, in which the name of the next pair stands
 PALE = 0.35
 MINUS = "−"
+LABEL = 15  # letters of a line of a step's name
 
 
 def speedups(table: pd.DataFrame) -> go.Figure:
@@ -43,18 +45,19 @@ def speedups(table: pd.DataFrame) -> go.Figure:
     ):
         if part["speedup"].notna().any():
             figure.add_trace(_marks(part.dropna(subset=["speedup"]), name, symbol))
+    for pair, place in rows.groupby("pair", sort=False)["place"].first().items():
+        name = f"<b>{_text(pair)}</b>"  # in the plot, where there is room for a long one
+        figure.add_annotation(x=0, xref="paper", xanchor="left", y=place - 0.9, text=name, showarrow=False)
     for place, verdict in zip(rows["place"], rows["verdict"], strict=True):
-        figure.add_annotation(
-            x=1.01, xref="paper", xanchor="left", y=place, text=escape(str(verdict), quote=False), showarrow=False
-        )  # fmt: skip
+        figure.add_annotation(x=1.01, xref="paper", xanchor="left", y=place, text=_text(verdict), showarrow=False)
     figure.add_vline(x=1, line={"color": NEUTRAL, "width": 1.5})
     figure.update_xaxes(title_text="speed-up, baseline seconds over optimised seconds",
                         **_log_axis(rows[["low", "high", "claim_low", "claim_high"]].to_numpy().ravel()))  # fmt: skip
     figure.update_yaxes(
-        tickvals=list(rows["place"]), ticktext=list(rows["label"]), range=[rows["place"].max() + 0.8, -0.8],
+        tickvals=list(rows["place"]), ticktext=list(rows["label"]), range=[rows["place"].max() + 0.8, -1.5],
         showgrid=False, ticks="", zeroline=False,
     )  # fmt: skip
-    finish(figure, "Speed-ups, measured and claimed", 150 + round(24 * rows["place"].max() + 24))
+    finish(figure, "Speed-ups, measured and claimed", 150 + round(23 * rows["place"].max() + 40))
     return figure.update_layout(margin_r=130)
 
 
@@ -75,7 +78,7 @@ def speedup_by_size(table: pd.DataFrame) -> go.Figure:
     rings = []
     for pair, mine in rows.groupby("pair", sort=False):
         unit, start = mine["unit"].iloc[0], _pays_from(mine)
-        name = f"{pair}: never pays for sure" if start is None else f"{pair}: pays from {start:,} {unit}"
+        name = f"{pair}: pays at no size that was measured" if start is None else f"{pair}: pays from {start:,} {unit}"
         intervals = [Interval(*row, 0, 0) for row in mine[["speedup", "low", "high"]].itertuples(index=False)]
         line = series(name, look[pair], mine["size"], mine["speedup"], intervals)
         line.customdata = mine[["low", "high", "n", "verdict"]].to_numpy()
@@ -116,7 +119,8 @@ def waterfall(effects: pd.DataFrame, workload: str | None = None) -> go.Figure:
     steps = -rows["saved_seconds"]
     ends = off + steps.cumsum()
     together = on - ends.iloc[-1]
-    labels = ["all off", *map(_text, rows["optimisation"]), "together", "all on"]
+    names = ("<br>".join(map(_text, wrap(str(name), LABEL))) for name in rows["optimisation"])
+    labels = ["all off", *names, "together", "all on"]
     bars = go.Waterfall(
         x=labels, y=[off, *steps, together, None], measure=["absolute", *["relative"] * (len(rows) + 1), "total"],
         showlegend=False,
@@ -146,7 +150,7 @@ def waterfall(effects: pd.DataFrame, workload: str | None = None) -> go.Figure:
         textposition="top center", showlegend=False, hoverinfo="skip", cliponaxis=False,
     )  # fmt: skip
     figure = go.Figure([bars, intervals, words])
-    figure.update_xaxes(type="category", tickangle=-30 if len(labels) > 6 else 0)
+    figure.update_xaxes(type="category", tickangle=0)
     figure.update_yaxes(title_text="seconds of the whole", rangemode="tozero")
     return finish(figure, f"{_text(rows['workload'].iloc[0])}: from all off to all on", 520)
 
@@ -162,12 +166,7 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     turn = {pair: at for at, pair in enumerate(dict.fromkeys(table["pair"]))}
     rows = table.assign(turn=table["pair"].map(turn)).sort_values(["turn", "size"], kind="stable")
     rows["place"] = np.arange(len(rows)) + BETWEEN_PAIRS * rows["turn"].to_numpy()
-    sizes = [f"{size:,} {_text(unit)}" for size, unit in zip(rows["size"], rows["unit"], strict=True)]
-    first = ~rows["pair"].duplicated()
-    rows["label"] = [
-        f"<b>{_text(pair)}</b>  {size}" if name else size
-        for pair, size, name in zip(rows["pair"], sizes, first, strict=True)
-    ]
+    rows["label"] = [f"{size:,} {_text(unit)}" for size, unit in zip(rows["size"], rows["unit"], strict=True)]
     return rows
 
 

@@ -10,6 +10,7 @@ from .comparison import Comparison, NotEquivalent, SideFailed, claimed, compare
 from .pair import Pair
 
 NOTHING = float("nan")
+WORDS = ("floor", "unrest", "error")  # columns of text, in which pandas makes NaN of a None beside a text
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def attempt(
 def records(outcomes: Iterable[Comparison | Refused]) -> list[dict]:
     """The rows of several pairs, one a pair and size: those of `Comparison.to_dataframe` with the `error` of a refused
     pair, None for all others."""
-    return [{"error": None} | row for each in outcomes for row in each.to_dataframe().to_dict("records")]
+    rows = [{"error": None} | row for each in outcomes for row in each.to_dataframe().to_dict("records")]
+    return [row | {name: None for name in WORDS if row[name] != row[name]} for row in rows]
 
 
 def table(outcomes: Iterable[Comparison | Refused]) -> pd.DataFrame:
