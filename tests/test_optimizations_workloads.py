@@ -97,9 +97,10 @@ def test_a_grid_gives_the_same_whatever_is_on(tiny, monkeypatch):
 
 def test_the_switches_of_a_grid_do_what_they_say(tiny, monkeypatch):
     calls, rows = [], []
-    forward = tiny.model.forward
+    base = tiny.model.base_model
+    forward = base.forward
     monkeypatch.setattr(
-        tiny.model, "forward", lambda *a, **k: (calls.append(tuple(k["input_ids"].shape)), forward(*a, **k))[1]
+        base, "forward", lambda *a, **k: (calls.append(tuple(k["input_ids"].shape)), forward(*a, **k))[1]
     )
     counts = {}
     for on in (frozenset(), frozenset(["shared prefill"]), frozenset(["batched forks"])):
