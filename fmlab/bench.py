@@ -14,14 +14,18 @@ import numpy as np
 from tqdm import tqdm
 
 from . import optimizations
+from .optimizations.chat import chat
+from .optimizations.claims import CLAIMS, of_the_whole
 from .optimizations.clock import FEWEST_ROUNDS
 from .optimizations.comparison import Comparison
 from .optimizations.machine import machine
 from .optimizations.outcome import Refused, attempt, records
 from .optimizations.pair import Pair
+from .optimizations.whole import ablate, speedups
 from .provenance import provenance
 
 HEADINGS = ("pair", "size", "claim", "measured, 95% interval", "n", "verdict")
+TURNS = 40  # of the chat that is measured as a whole
 Outcome = Comparison | Refused
 
 
@@ -34,16 +38,32 @@ class Request:
     """None: those of each pair."""
     rounds: int
     seconds: float
+    turns: int
+    """0: no whole chat."""
     csv: Path | None
 
     @classmethod
-    def of(cls, names: Sequence[str], sizes: Sequence[int], rounds: int, seconds: float, csv: Path | None) -> "Request":
-        """From the words of a command line. Raises ValueError, NotADirectoryError, IsADirectoryError, PermissionError."""
+    def of(
+        cls,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        rounds: int,
+        seconds: float,
+        turns: int | None,
+        csv: Path | None,
+    ) -> "Request":
+        """From the words of a command line; where pairs are named, there is a whole chat only if its turns are, too. Raises
+        ValueError, NotADirectoryError, IsADirectoryError, PermissionError."""
+        turns = (0 if names else TURNS) if turns is None else turns
         known = {pair.name: pair for pair in optimizations.ALL}
         for name in names:
             if name not in known:
                 raise ValueError(f"--pair {name!r} is no pair; there are: {'; '.join(known)}")
-        for name, value, least in (("size", min(sizes, default=0), 0), ("rounds", rounds, FEWEST_ROUNDS)):
+        for name, value, least in (
+            ("size", min(sizes, default=0), 0),
+            ("rounds", rounds, FEWEST_ROUNDS),
+            ("turns", turns, 0),
+        ):
             if value < least:
                 raise ValueError(f"--{name} {value}; give {least} or more")
         if not seconds > 0:
@@ -51,7 +71,7 @@ class Request:
         if csv is not None:
             _check_writable(csv)
         pairs = tuple(known[name] for name in dict.fromkeys(names)) or tuple(known.values())
-        return cls(pairs, tuple(dict.fromkeys(sizes)) or None, rounds, seconds, csv)
+        return cls(pairs, tuple(dict.fromkeys(sizes)) or None, rounds, seconds, turns, csv)
 
 
 def main(asked: Request, as_json: bool = False) -> int:
@@ -59,7 +79,7 @@ def main(asked: Request, as_json: bool = False) -> int:
 
     What is finished is printed and written also when a pair raises what no refusal is, or Ctrl-C is pressed.
     """
-    about, outcomes = _about(asked), []
+    about, outcomes, whole = _about(asked), [], []
     if not as_json:
         print(
             f"machine: {about['machine']}\nversions: {about['versions']}\ncommit: {about['commit']}"
@@ -72,17 +92,19 @@ def main(asked: Request, as_json: bool = False) -> int:
             _write(about, outcomes, asked)
             if not as_json:
                 tqdm.write(f"{outcome!r}\n", file=sys.stdout)
+        whole += _whole(asked.turns)
     except KeyboardInterrupt:
-        print(f"interrupted; {len(outcomes)} of {len(asked.pairs)} pairs are finished", file=sys.stderr)
+        done = f"{len(outcomes)} of {len(asked.pairs)} pairs are finished"
+        print(f"interrupted; {done}{', the whole chat is not' if asked.turns else ''}", file=sys.stderr)
         return 130
     finally:
-        _deliver(about, outcomes, asked, as_json)
+        _deliver(about, outcomes, whole, asked, as_json)
     return int(any(isinstance(outcome, Refused) for outcome in outcomes))
 
 
-def verdicts(rows: Sequence[dict]) -> str:
-    """Claim, measured speed-up and verdict of every row, as a table of text."""
-    cells = [HEADINGS, *map(_cells, rows)]
+def verdicts(rows: Sequence[dict], whole: Sequence[dict] = ()) -> str:
+    """Claim, measured speed-up and verdict of every row, as a table of text; those of the whole chat below."""
+    cells = [HEADINGS, *map(_cells, rows), *map(_of_the_chat, whole)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
@@ -104,6 +126,16 @@ def _measured(asked: Request) -> Iterator[Outcome]:
         bar.set_postfix_str("")
 
 
+def _whole(turns: int) -> list[dict]:
+    """Each claim of the report against what a whole chat of so many turns gains with its pairs on."""
+    if not turns:
+        return []
+    under = [frozenset(), *(frozenset(claim.pairs) for claim in CLAIMS)]
+    with tqdm(total=turns, desc="a whole chat", unit="turn", file=sys.stderr, dynamic_ncols=True) as bar:
+        steps = ablate(chat(turns), under, lambda done: bool(bar.update()) or True)
+    return of_the_whole(speedups(steps)).to_dict("records")
+
+
 def _about(asked: Request) -> dict:
     """Where the figures come from."""
     state = provenance()
@@ -114,16 +146,18 @@ def _about(asked: Request) -> dict:
         "dirty": state.dirty,
         "n": asked.rounds,
         "seconds": asked.seconds,
+        "turns": asked.turns,
     }
 
 
-def _deliver(about: dict, outcomes: Sequence[Outcome], asked: Request, as_json: bool) -> None:
+def _deliver(about: dict, outcomes: Sequence[Outcome], whole: Sequence[dict], asked: Request, as_json: bool) -> None:
     rows = records(outcomes)
     if as_json:
-        plain = [{name: _plain(value) for name, value in row.items()} for row in rows]
-        print(json.dumps(about | {"rows": plain}, indent=1, allow_nan=False))
+        tables = {"rows": rows, "whole": whole}
+        plain = {at: [{name: _plain(value) for name, value in row.items()} for row in of] for at, of in tables.items()}
+        print(json.dumps(about | plain, indent=1, allow_nan=False))
     elif rows:
-        print(verdicts(rows))
+        print(verdicts(rows, whole))
     if asked.csv is not None and rows:
         print(f"\nrows: {asked.csv}", file=sys.stderr if as_json else sys.stdout)
 
@@ -140,12 +174,20 @@ def _write(about: dict, outcomes: Sequence[Outcome], asked: Request) -> None:
         writer.writerows(rows)
 
 
-def _cells(row: dict) -> tuple[str, ...]:
+def _of_the_chat(row: dict) -> tuple[str, ...]:
+    measured = f"{row['speedup']:.3g} x [{row['low']:.3g}, {row['high']:.3g}]"
+    return row["claim"], f"whole {row['workload']}", _claim(row), measured, str(row["n"]), row["verdict"]
+
+
+def _claim(row: dict) -> str:
     low, high = row["claim_low"], row["claim_high"]
-    claim = "–" if low != low else f"{low:g} x" if low == high else f"{low:g}-{high:g} x"
+    return "–" if low != low else f"{low:g} x" if low == high else f"{low:g}-{high:g} x"
+
+
+def _cells(row: dict) -> tuple[str, ...]:
     found = "–" if row["error"] else f"{row['speedup']:.3g} x [{row['low']:.3g}, {row['high']:.3g}]"
     verdict = row["verdict"] + (f" (unstable machine: {row['unrest']})" if row["unrest"] else "")
-    return row["pair"], f"{row['size']:,} {row['unit']}", claim, found, str(row["n"]), verdict
+    return row["pair"], f"{row['size']:,} {row['unit']}", _claim(row), found, str(row["n"]), verdict
 
 
 def _plain(value: object) -> object:

@@ -109,6 +109,9 @@ def optimizations(
     size: Annotated[list[int] | None, typer.Option(help="In the pair's own unit; the sizes of each pair.")] = None,
     rounds: Annotated[int, typer.Option(help="Of both ways in turn, at each size.")] = 40,
     seconds: Annotated[float, typer.Option(help="After which a size gets no further round; 6 rounds at least.")] = 20.0,
+    turns: Annotated[
+        int | None, typer.Option(help="Of a chat, measured as a whole; 40, none where pairs are named.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the tables.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Write the rows to this file, too.")] = None,
 ) -> None:
@@ -119,4 +122,4 @@ def optimizations(
     """
     from fmlab import bench as work
 
-    raise typer.Exit(work.main(work.Request.of(pair or [], size or [], rounds, seconds, csv), as_json))
+    raise typer.Exit(work.main(work.Request.of(pair or [], size or [], rounds, seconds, turns, csv), as_json))

@@ -11,6 +11,8 @@ import pytest
 import fmlab as fm
 from fmlab import bench
 from fmlab.cli import main
+from fmlab.optimizations import chat
+from fmlab.optimizations.whole import Workload
 
 QUICK = ["--rounds", "6", "--seconds", "1"]
 
@@ -48,7 +50,7 @@ def run(monkeypatch, capsys):
     def called(pairs, *words):
         monkeypatch.setattr(fm.optimizations, "ALL", tuple(pairs), raising=False)
         with pytest.raises(SystemExit) as ended:
-            main(["bench", "optimizations", *words])
+            main(["bench", "optimizations", *(() if "--turns" in words else ("--turns", "0")), *words])
         printed = capsys.readouterr()
         return ended.value.code, printed.out, printed.err
 
@@ -130,3 +132,29 @@ def test_what_is_finished_is_printed_and_written_after_an_interrupt_or_an_error(
     assert out.count("sorting twice") == 2 and len(path.read_text().splitlines()) == 2
     code, out, err = run([OTHER, replace(PAIR, inputs=missing)], *QUICK)
     assert code == 2 and "fmlab: pip install 'abacus'" in err and out.count("sorting twice") == 2
+
+
+def test_the_claims_of_a_whole_chat_stand_below_the_pairs(run, monkeypatch):
+    def said(turns):
+        return Workload("chat", tuple(chat.chat(1).switches), lambda on: iter(range(turns)))
+
+    monkeypatch.setattr(bench, "chat", said)
+    code, out, err = run([OTHER], "--turns", "3", *QUICK)
+    lines = [re.split(r"\s{2,}", line) for line in out.strip().split("\n\n")[-1].splitlines()]
+    whole = [line for line in lines if line[1] == "whole chat"]
+    assert code == 0 and "3/3" in err and len(whole) == 8 and {line[4] for line in whole} == {"3"}
+    assert ["both phases together", "1.45-1.95 x"] == [whole[-1][0], whole[-1][2]]
+    code, out, _ = run([OTHER], "--turns", "3", "--json", *QUICK)
+    document = json.loads(out)
+    assert document["turns"] == 3 and len(document["rows"]) == 1 and len(document["whole"]) == 8
+    assert sum(row["claim_low"] is None for row in document["whole"]) == 1  # of lazy evaluation no number is claimed
+
+
+def test_where_pairs_are_named_there_is_no_whole_chat_unless_its_turns_are():
+    def turns(names, asked):
+        return bench.Request.of(names, [], 6, 1.0, asked, None).turns
+
+    name = fm.optimizations.ALL[0].name
+    assert (turns([], None), turns([name], None), turns([name], 5), turns([], 0)) == (40, 0, 5, 0)
+    with pytest.raises(ValueError, match="--turns -1; give 0 or more"):
+        turns([], -1)

@@ -70,14 +70,13 @@ class Comparison:
         low, high = self.pair.claim or (float("nan"), float("nan"))
         rows = []
         for row in self.rows:
-            floor = str(self.pair.floor(row.size)) if self.pair.floor else None
             rows.append(
                 {
                     "pair": self.pair.name, "size": row.size, "unit": self.pair.unit, "speedup": row.speedup, "low": row.low,
                     "high": row.high, "n": row.n, "baseline_seconds": row.seconds.baseline,
                     "optimised_seconds": row.seconds.optimised, "baseline_nbytes": row.nbytes.baseline,
                     "optimised_nbytes": row.nbytes.optimised, "claim_low": low, "claim_high": high,
-                    "verdict": str(row.verdict), "floor": floor, "unrest": row.unrest,
+                    "verdict": str(row.verdict), "floor": self._floor(row.size), "unrest": row.unrest,
                 }
             )  # fmt: skip
         return pd.DataFrame(rows)
@@ -90,16 +89,25 @@ class Comparison:
             + (f" (unstable machine: {row.unrest})" if row.unrest else "")
             for row in self.rows
         ]
+        if floor := self._floor(self.rows[-1].size):
+            lines.append(f"  at least, at {self.rows[-1].size:,}: {floor}")
         return "\n".join([head, *lines])
+
+    def _floor(self, size: int) -> str | None:
+        return str(self.pair.floor(size)) if self.pair.floor else None
 
     def _repr_html_(self) -> str:
         """The rows as a table."""
-        head = [self.pair.unit, *"speed-up|95% interval|n|baseline|optimised|memory|verdict|machine".split("|")]
+        head = [
+            self.pair.unit,
+            *"speed-up|95% interval|n|baseline|optimised|memory|verdict|machine|at least".split("|"),
+        ]
         body = [
             (
                 f"{row.size:,}", f"{row.speedup:.3g} x", f"{row.low:.3g}-{row.high:.3g}", row.n,
                 duration(row.seconds.baseline), duration(row.seconds.optimised),
                 f"{in_bytes(row.nbytes.baseline)}, then {in_bytes(row.nbytes.optimised)}", row.verdict, row.unrest or "stable",
+                self._floor(row.size) or "–",
             )
             for row in self.rows
         ]  # fmt: skip
