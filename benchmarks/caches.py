@@ -1,7 +1,7 @@
 """Hit ratios of block caches on two real request traces, the speed of the simulator, and Mooncake's figure 9 again.
 
 Reads mooncake/{conversation,synthetic}_trace.jsonl from the folder that the environment variable FMLAB_DATA names (the
-release of the Mooncake paper, FAST'25) and writes data/caches.csv; with --toy it makes chats up and needs neither.
+release of the Mooncake paper, FAST'25) and writes data/caches.csv.gz; with --toy it makes chats up and needs neither.
 
 Figure 9, token hits of LRU from cold at the twelve published capacities. Synthetic: mean |gap| .006. Conversation: .031,
 and below it everywhere, by .019 to .037. What is found depends on the size of a block, and the figure's authors seem to
@@ -194,7 +194,7 @@ def main() -> None:
     tokens = [round(10 ** (4.5 + k / 8)) for k in range(29)]  # 32 thousand to 100 million
     rows = [{"trace": name} | row for name, each in traces.items() for row in hit_rows(each, POLICIES, tokens)]
     pd.DataFrame(rows).assign(**provenance().columns, device=device()).round(5).to_csv(
-        ROOT / "data" / "caches.csv", index=False
+        ROOT / "data" / "caches.csv.gz", index=False
     )
     for name, requests in traces.items():
         figure_9(name, requests, [128, 32])

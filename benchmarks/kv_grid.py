@@ -1,6 +1,6 @@
 """Every policy at every budget on the real model: what is still answered and how well, for how many bytes, filled how.
 
-Writes data/kv_grid.csv, a row a text, mode and cell. Modes: `forks`, one prefill and all cells evicted from it;
+Writes data/kv_grid.csv.gz, a row a text, mode and cell. Modes: `forks`, one prefill and all cells evicted from it;
 `post-fill`, the context as one call under `finite`; `in-fill`, the context in chunks with an eviction after each, so
 that the peak is bounded too. All query-blind. An interrupted run goes on where it stopped.
 
@@ -175,7 +175,7 @@ def main() -> None:
     modes = ["forks", "post-fill", "in-fill"]
     table = long(fm.sweep(cell, out, jobs=1 if toy else 2, seed=seeds, mode=modes, tokens=tokens, tiny=toy))
     if not toy:
-        table.to_csv(ROOT / "data" / "kv_grid.csv", index=False, float_format="%.6g")
+        table.to_csv(ROOT / "data" / "kv_grid.csv.gz", index=False, float_format="%.6g")
     print(f"# {len(seeds)} texts of {tokens} tokens, {FACTS} facts each, query-blind\n# {machine()}")
     print(summary(table).to_string(index=False))
     for reason in sorted({re.sub(r"\s+", " ", why) for why in table.get("refused", pd.Series()).dropna()}):
