@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from fmlab.optimizations import block_sparse_kernel, mask_bool, mask_construction, mask_coo, mask_csr
+from fmlab.optimizations import block_sparse_kernel, mask_bool, mask_construction, mask_coo, mask_csr, mask_naive
 from fmlab.sparsity import LocalGlobal, attention
 
-MASKS = [mask_construction, mask_bool, mask_coo, mask_csr]
+MASKS = [mask_construction, mask_bool, mask_naive, mask_coo, mask_csr]
 
 
 def same(one, other):
