@@ -48,6 +48,23 @@ def test_with_a_query_it_keeps_what_is_closest_to_it():
     assert angles(Semantic(2, Angles(), recency=9.0).select(TOPICS, "204")) == [200, 210]
 
 
+@dataclass(frozen=True)
+class Noisy:
+    """Vectors whose last bits depend on the place in the batch, as those of a padded batch do."""
+
+    def encode(self, texts):
+        place = np.arange(len(texts))[:, None]
+        return Angles().encode(texts) * (1 + 1e-7 * np.array([[1, -1]]) * (place % 3 - 1))
+
+
+def test_equal_texts_score_equally_and_the_noise_of_a_batch_decides_nothing():
+    spans = talk("30", "50", "30", "30.000001", "30", "70", "30", "30")
+    scores = Semantic(3, Noisy()).score(spans, "0")
+    assert len(set(scores)) == 3 and scores.tolist() == Semantic(3, Angles()).score(spans, "0").tolist()
+    kept = Semantic(3, Noisy()).select(spans, "0")
+    assert [span.sources for span in kept] == [(4,), (6,), (7,)], "of equal ones the latest"
+
+
 def test_it_is_neither_sliding_nor_random():
     spans = talk(*(f"{name} said {what}" for name in ("Ann", "Bo", "Cy") for what in ("yes", "no", "12.50", "ok then")))
     kept = Semantic(4, TokenEmbeddings(fm.tiny())).select(spans)

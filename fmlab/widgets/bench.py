@@ -42,7 +42,7 @@ class Bench(anywidget.AnyWidget):
     meanwhile disturbs it, and the row says so. Raises ValueError for no pair, or two of one name.
     """
 
-    _esm = script("dom", "controls", "bench", "entry_bench")
+    _esm = script("dom", "svg", "controls", "bench", "entry_bench")
     _css = style("fmlab", "bench")
 
     about = traitlets.Dict().tag(sync=True)

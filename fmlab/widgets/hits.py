@@ -24,7 +24,7 @@ class HitCurves(anywidget.AnyWidget):
     or no row at all; traitlets.TraitError for choices that the rows do not have.
     """
 
-    _esm = script("dom", "hits", "entry_hits")
+    _esm = script("dom", "svg", "hits", "entry_hits")
     _css = style("fmlab", "hits")
 
     curves = traitlets.Dict().tag(sync=True)

@@ -21,14 +21,6 @@ function h(tag, attributes = {}, ...children) {
   return node;
 }
 
-// The same for SVG.
-function s(tag, attributes = {}, ...children) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
 // What is typed here is not for the notebook around it, which would take Enter, arrows and letters for its own.
 function keepKeys(root) {
   root.addEventListener("keydown", (event) => event.stopPropagation());
