@@ -33,6 +33,8 @@ __getattr__, __dir__ = lazily(
         "longformer": "forms",
         "mask_mod": "forms",
         "mask_mod_of": "memory",
+        "mass_recall": "fidelity",
+        "output_error": "fidelity",
         "plan": "dispatch",
     },
 )
