@@ -37,7 +37,7 @@ from fmlab.sparsity import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-FACTS = 4
+FACTS = 3
 BLOCK = 64
 FIGURES = ["density", "mass_recall", "output_error", "nll_delta", "answered"]
 # Of 2,048 tokens, 32 blocks of 64: from about a tenth of the causal pairs to about a half.
@@ -89,7 +89,7 @@ def cell(seed: int, pattern: Pattern | None, tokens: int, block: int, tiny: bool
     row = {"answered": told(lm, seed, pattern, tokens, block)}
     if pattern is None:
         return row | {"density": 1.0, "mass_recall": 1.0, "output_error": 0.0, "nll_delta": 0.0}
-    with fm.sparse(lm.model, pattern, block=block):
+    with fm.sparse(lm.model, pattern, block, kernel="dense"):
         sparse = spoken_nats(lm, text(tokens, seed, tiny))
     row["nll_delta"] = float((sparse - nats(tokens, seed, tiny)).mean())
     return row | on_recorded(recorded(tokens, seed, tiny), pattern, block)
@@ -118,7 +118,7 @@ def told(lm: fm.LanguageModel, seed: int, pattern: Pattern | None, tokens: int, 
         if pattern is None:
             _, logits, _ = read_first(lm, cache, prompt, None)
         else:
-            with fm.sparse(lm.model, pattern, block=block):
+            with fm.sparse(lm.model, pattern, block, kernel="dense"):
                 _, logits, _ = read_first(lm, cache, prompt, None)
         reply = speak(lm, cache, logits, 16)
         right += re.search(rf"\b{re.escape(planted.fact.answer)}\b", reply) is not None
