@@ -31,12 +31,13 @@ view
 SLOW = (
     OPENING
     + """
-import time
+import threading
 from dataclasses import dataclass
+home = threading.Event()
 @dataclass(frozen=True)
 class Snail(C.Memory):
     def score(self, spans, query):
-        time.sleep(1.5)
+        home.wait()
         return fm.conversation.Random(1).score(spans, query)
 lm = fm.tiny()
 spans = C.spans([{"role": "user", "content": f"Turn {at}."} for at in range(12)], lm.tokenizer)
@@ -136,11 +137,13 @@ def test_a_slow_memory_shows_that_it_is_busy_and_holds_nothing_up(notebook):
     for _ in range(12):
         page.keyboard.press("ArrowRight")
     assert "50%" in page.locator(".fm-value").inner_text()  # the slider has moved, and the page says so
-    await_state(page, "a")
-    assert len(dropped(page, "a")) < len(before)
     await_state(page, "b", "busy")
-    await_state(page, "b")
+    while harness.execute(page, "print(view.choice['stop'])").strip() != "16":  # half of 32; it is told when idle
+        page.wait_for_timeout(50)
+    harness.execute(page, "home.set()")
+    await_all_stops(page)
     assert dropped(page, "b") == expected(page, 1)
+    assert len(dropped(page, "a")) < len(before)
 
 
 @pytest.mark.real
