@@ -122,6 +122,19 @@ def test_a_refused_pair_is_told_as_text(opened, screenshot):
     page.wait_for_timeout(500)
 
 
+def test_what_is_being_typed_is_not_taken_back_by_what_the_kernel_says(opened):
+    page = opened
+    page.locator(".fm-rounds").fill("400")
+    harness.execute(page, "view.show(stop=8)")
+    page.wait_for_function("() => document.querySelector('.fm-size').value === '8'")
+    assert page.locator(".fm-rounds").input_value() == "400"
+    page.locator(".fm-rounds").press("Enter")
+    page.wait_for_function("() => document.querySelector('.fm-bench-pair .fm-value').textContent === '10,000 items'")
+    page.locator(".fm-rounds").fill("2")
+    page.locator(".fm-rounds").press("Enter")
+    assert page.locator(".fm-rounds").input_value() == "6", "the fewest there can be"
+
+
 def test_the_page_stays_alive_while_it_measures_and_cancel_stops_it(opened, screenshot):
     page = opened
     switch(page, "sorting: NumPy", "asleep")

@@ -71,7 +71,11 @@ class BenchView {
     this.where = h("output", { class: "fm-value" });
     this.rounds = h("input", {
       type: "number", class: "fm-number fm-rounds", min: String(about.fewest), step: "1",
-      onchange: () => this.choose({ rounds: Math.max(about.fewest, Math.round(Number(this.rounds.value)) || 0) }),
+      onchange: () => {
+        const rounds = Math.max(about.fewest, Math.round(Number(this.rounds.value)) || 0);
+        this.rounds.value = String(rounds);
+        this.choose({ rounds });
+      },
     });
     this.measure = button("fm-measure", "Measure", () => this.model.send({ kind: "measure", choice: this.choice }));
     this.clear = button("fm-clear", "Clear rows", () => this.model.send({ kind: "clear" }));
@@ -137,7 +141,7 @@ class BenchView {
     this.stop.value = String(stop);
     this.where.textContent = stop === 0 ? "each pair's smallest" : stop === last ? "each pair's largest" : `step ${stop} of ${last}`;
     this.stop.setAttribute("aria-valuetext", this.where.textContent);
-    this.rounds.value = String(rounds);
+    if (document.activeElement !== this.rounds) this.rounds.value = String(rounds);  // not under the reader's fingers
     this.enable();
   }
 

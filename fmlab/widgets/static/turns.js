@@ -189,7 +189,7 @@ class TurnsView {
     options(this.question, [["", "none"], ...about.questions.map(({ text, kind }) => [text, `${text} (${kind})`]), [OWN, "in your own words …"]],
       this.writing ? OWN : choice.question);
     this.typed.hidden = !this.writing;
-    if (this.writing) this.typed.value = choice.question;
+    if (this.writing && document.activeElement !== this.typed) this.typed.value = choice.question;
     this.aware.checked = choice.aware;
     this.aware.disabled = choice.question === "";
     this.budget.value = String(choice.stop);
