@@ -35,7 +35,7 @@ class PagedLayer(CacheLayerMixin):
         with normal_tensors():
             self._keys = key_states.new_empty(batch, kv_heads, 0, d)
             self._values = value_states.new_empty(batch, kv_heads, 0, value_states.shape[-1])
-            self._bounds = key_states.new_empty(batch, kv_heads, 0, 2 * d)  # of a page: the greatest, then the least
+            self._bounds = key_states.new_empty(batch, kv_heads, 2 * d, 0)  # of a page: the greatest, then the least
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
@@ -72,9 +72,9 @@ class PagedLayer(CacheLayerMixin):
         if top >= count:
             pages = torch.arange(count, device=query.device).expand(batch, heads, -1)
         else:
-            table = self._bounds.flatten(0, 1)[:, :count]  # (batch x KV heads, pages, 2 d)
-            bounds = torch.bmm(signed(query.detach().reshape(batch * kv_heads, -1, d)), table.transpose(1, 2))
-            bounds[:, :, -1] = torch.inf
+            table = self._bounds.flatten(0, 1)[..., :count]  # (batch x KV heads, 2 d, pages)
+            bounds = torch.bmm(signed(query.detach().reshape(batch * kv_heads, -1, d)), table)
+            bounds[..., -1] = torch.inf
             pages = bounds.topk(top, -1, sorted=False).indices.view(batch, heads, top)
         output = over_pages(query, self.keys, self.values, pages, block, scaling)
         item = self._keys.element_size()
@@ -136,17 +136,17 @@ class PagedLayer(CacheLayerMixin):
 
     def _make_room(self) -> None:
         """At least twice as many pages as there were, where what is there does not suffice."""
-        had, wanted = self._bounds.shape[2], -(-self.seen // self.cache.block)
+        had, wanted = self._bounds.shape[3], -(-self.seen // self.cache.block)
         if wanted > had:
             pages = max(wanted, 2 * had)
             tokens = pages * self.cache.block
             with normal_tensors():
                 self._keys, self._values = _longer(self._keys, tokens), _longer(self._values, tokens)
-                self._bounds = _longer(self._bounds, pages)
+                self._bounds = _longer(self._bounds.mT, pages).mT.contiguous()
 
     def _widen(self, page: int, key: Float[Tensor, "batch kv_heads 1 d"]) -> None:
         """The bounds of a page that has got one more key."""
-        high, low = self._bounds[:, :, page : page + 1].chunk(2, -1)
+        high, low = self._bounds[..., page : page + 1].mT.chunk(2, -1)
         torch.maximum(high, key, out=high)
         torch.minimum(low, key, out=low)
 
@@ -160,7 +160,7 @@ class PagedLayer(CacheLayerMixin):
             (slice(full, full + 1), self._keys[:, :, None, full * block : self.seen]),
         ):
             if keys.shape[2] and keys.shape[3]:
-                self._bounds[:, :, pages] = torch.cat([keys.amax(3), keys.amin(3)], -1)
+                self._bounds[..., pages] = torch.cat([keys.amax(3), keys.amin(3)], -1).mT
 
 
 class PagedCache(Cache):

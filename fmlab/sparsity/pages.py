@@ -1,5 +1,7 @@
 """One query over chosen pages of keys and values, read where they lie: decode without a copy and without a mask."""
 
+from functools import lru_cache
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -30,16 +32,15 @@ def over_pages(
     (batch, heads, _, d), (_, kv_heads, m, _) = q.shape, k.shape
     if k.stride() != v.stride() or k.stride(3) != 1 or k.stride(2) != d or k.stride(1) % d or k.stride(0) % d:
         k, v = k.contiguous(), v.contiguous()
-    token = (pages * block)[..., None] + torch.arange(block, device=q.device)
-    hidden = None if m % block == 0 else token >= m
-    if hidden is not None:
-        token = token.clamp_(max=m - 1)
-    if shown is not None:
-        hidden = ~shown[..., None] if hidden is None else hidden | ~shown[..., None]
     sample, of = k.stride(0) // d, k.stride(1) // d  # rows of the table
-    head = torch.arange(0, heads, device=q.device).div_(heads // kv_heads, rounding_mode="floor").mul_(of)
-    start = head if batch == 1 else torch.arange(batch, device=q.device)[:, None] * sample + head
-    row = token.add_(start[..., None, None])
+    begin = _begin(batch, heads, heads // kv_heads, sample, of, block, q.device)
+    row = torch.add(begin, pages[..., None], alpha=block)
+    hidden = None if shown is None else ~shown[..., None]
+    if m % block:
+        end = begin[..., :1] + m
+        beyond = row >= end
+        row = torch.minimum(row, end - 1)
+        hidden = beyond if hidden is None else hidden | beyond
     rows = (batch - 1) * sample + (kv_heads - 1) * of + m
     keys, values = (x.as_strided((rows, d), (d, 1), x.storage_offset()) for x in (k, v))
     bags = torch.arange(0, row.numel(), row.shape[2] * block, device=q.device)
@@ -49,6 +50,16 @@ def over_pages(
     weights = scores.flatten(2).softmax(-1).to(v.dtype)
     parts = embedding_bag(row.view(-1, block), values, mode="sum", per_sample_weights=weights.view(-1, block))
     return parts.view(batch, heads, -1, d).sum(2, keepdim=True)
+
+
+@lru_cache(maxsize=32)
+def _begin(
+    batch: int, heads: int, group: int, sample: int, of: int, block: int, device: torch.device
+) -> Int[Tensor, "batch heads 1 block"]:
+    """Where the first page of every head begins in a table: the rows of its tokens."""
+    head = torch.arange(heads, device=device)[:, None].div(group, rounding_mode="floor") * of
+    start = torch.arange(batch, device=device)[:, None, None] * sample + head
+    return (start + torch.arange(block, device=device))[:, :, None]
 
 
 def pages_of(choice: BlockChoice) -> tuple[Pages, Bool[Tensor, "batch heads top"] | None]:
