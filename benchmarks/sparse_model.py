@@ -9,7 +9,7 @@ cache, as in a model, so that keys come from memory. `with update`: what a step 
 stock cache copies all it holds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median
 from time import perf_counter
 
@@ -65,33 +65,38 @@ def density(model: PreTrainedModel, ids: torch.Tensor, pattern: Pattern, block: 
     return sum(found) / len(found)
 
 
-def prefill(model: PreTrainedModel, tokens: int, pattern: Pattern, block: int, kernel: str, rounds: int) -> dict:
-    """One row."""
+def prefill(
+    model: PreTrainedModel, tokens: int, patterns: list[Pattern], block: int, kernel: str, rounds: int
+) -> Iterator[dict]:
+    """A row for each pattern."""
     ids = real.text_ids(tokens, 0)[None] % model.config.vocab_size
 
     def stock() -> object:
         return model(ids, past_key_values=DynamicCache(), logits_to_keep=1)
 
-    def sparse() -> object:
-        with fm.sparse(model, pattern, block, kernel) as cache:
-            return model(ids, past_key_values=cache, logits_to_keep=1)
+    part = share(model, stock, min(rounds, 3))
+    for pattern in patterns:
 
-    dense, part = density(model, ids, pattern, block), share(model, stock, min(rounds, 3))
-    row = ratio(stock, sparse, rounds, warm_up=1)
-    return {
-        "tokens": tokens,
-        "pattern": repr(pattern),
-        "density": round(dense, 3),
-        "kernel": kernel,
-        "attention": round(part, 3),
-        "bound": round(1 / (1 - part * (1 - dense)), 2),
-        "speed-up": round(1 / row["ratio"], 2),
-        "low": round(1 / row["high"], 2),
-        "high": round(1 / row["low"], 2),
-        "stock ms": row["baseline_ms"],
-        "ms": row["candidate_ms"],
-        "n": rounds,
-    }
+        def sparse(pattern: Pattern = pattern) -> object:
+            with fm.sparse(model, pattern, block, kernel) as cache:
+                return model(ids, past_key_values=cache, logits_to_keep=1)
+
+        dense = density(model, ids, pattern, block)
+        row = ratio(stock, sparse, rounds, warm_up=1)
+        yield {
+            "tokens": tokens,
+            "pattern": repr(pattern),
+            "density": round(dense, 3),
+            "kernel": kernel,
+            "attention": round(part, 3),
+            "bound": round(1 / (1 - part * (1 - dense)), 2),
+            "speed-up": round(1 / row["ratio"], 2),
+            "low": round(1 / row["high"], 2),
+            "high": round(1 / row["low"], 2),
+            "stock ms": row["baseline_ms"],
+            "ms": row["candidate_ms"],
+            "n": rounds,
+        }
 
 
 def decode(tokens: int, heads: int, kv_heads: int, share: float, block: int, layers: int, rounds: int) -> list[dict]:
@@ -181,8 +186,8 @@ def main() -> None:
         with torch.no_grad():
             for tokens in given.tokens:
                 window = max(int(tokens * (1 - (1 - 0.14) ** 0.5)) - 2 * block, block)  # a band of that density
-                for pattern in (Streaming(4, window), QuestTopK(max(tokens // block // 10, 1))):
-                    rows.append(prefill(model, tokens, pattern, block, given.kernel, rounds))
+                patterns = [Streaming(4, window), QuestTopK(max(tokens // block // 10, 1))]
+                rows += prefill(model, tokens, patterns, block, given.kernel, rounds)
         show(rows, "prefill of the model, stock SDPA and sparse")
     if given.only != "prefill":
         rows = []

@@ -43,8 +43,7 @@ def over_pages(
         hidden = beyond if hidden is None else hidden | beyond
     rows = (batch - 1) * sample + (kv_heads - 1) * of + m
     keys, values = (x.as_strided((rows, d), (d, 1), x.storage_offset()) for x in (k, v))
-    bags = torch.arange(0, row.numel(), row.shape[2] * block, device=q.device)
-    scores = _dots(q.reshape(-1, d) * scale, keys, row.view(-1), bags, row.new_empty(0), 0).view(row.shape)
+    scores = _dots(q.reshape(-1, d) * scale, keys, row.view(-1), *_bags(*row.shape, q.device), 0).view(row.shape)
     if hidden is not None:
         scores = scores.masked_fill(hidden, -torch.inf)
     weights = scores.flatten(2).softmax(-1).to(v.dtype)
@@ -60,6 +59,15 @@ def _begin(
     head = torch.arange(heads, device=device)[:, None].div(group, rounding_mode="floor") * of
     start = torch.arange(batch, device=device)[:, None, None] * sample + head
     return (start + torch.arange(block, device=device))[:, :, None]
+
+
+@lru_cache(maxsize=32)
+def _bags(
+    batch: int, heads: int, top: int, block: int, device: torch.device
+) -> tuple[Int[Tensor, " bags"], Int[Tensor, " rows"]]:
+    """A bag for every head: where it begins among the rows, and the bag of every row."""
+    bags = torch.arange(batch * heads, device=device)
+    return bags * (top * block), bags.repeat_interleave(top * block)
 
 
 def pages_of(choice: BlockChoice) -> tuple[Pages, Bool[Tensor, "batch heads top"] | None]:
