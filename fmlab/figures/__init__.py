@@ -15,6 +15,7 @@ from .quality import (
 )  # fmt: skip
 from .recall import evidence_by_share, kept_by_third
 from .regret import lost_by_depth, lost_tokens, regret_bars
+from .sparsity import sparsity_pareto
 from .speedups import speedup_by_size, speedups, waterfall
 
 __all__ = [
