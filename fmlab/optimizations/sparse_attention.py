@@ -48,7 +48,7 @@ class SparseAttention:
 
 
 @torch.no_grad()
-def sparse_attention(
+def measure_pattern(
     pattern: Pattern,
     q: Float[Tensor, "batch heads n d"],
     k: Float[Tensor, "batch kv_heads n d"],
