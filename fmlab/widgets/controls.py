@@ -125,7 +125,7 @@ def shown(value: Any, control: str) -> Any:
     return repr(value) if control in ("literal", "policy") else value
 
 
-def read(kind: type[fm.Policy], name: str, control: str, value: Any) -> Any:
+def read(kind: type, name: str, control: str, value: Any) -> Any:
     if control == "policy":
         try:
             return parse.policy(value)

@@ -13,6 +13,7 @@ SIDE = 512  # pixels of a map at most; a finer one would not be seen
 FAINTEST = 1e-5  # of the logarithmic scale of colours, which ends at 1
 POINTS = 120  # of the Oracle's line
 HEADS = 2  # whose attention is kept: the one that is shown, and the one before
+CHOICES = 96  # that are kept: those that a dial has been through, so that its slider is quick
 
 
 class Worth(NamedTuple):
@@ -40,6 +41,7 @@ class Layer:
         density, recall = frontier(self.mass, self.grid)
         self.line = density[0], recall[0].clamp(max=1)  # of the Oracle after each block
         self._heads: dict[int, BlockedHead] = {}
+        self._choices: dict[tuple[type, str], BlockChoice] = {}  # the latest asked for is the last
         self._lock = threading.Lock()
 
     def oracle(self) -> list[list[float]]:
@@ -62,9 +64,15 @@ class Layer:
 
     def choice(self, pattern: Pattern) -> BlockChoice:
         """The blocks it chooses; the Oracle reads the mass that is known already."""
-        if type(pattern) is Oracle:
-            return pattern.of(self.mass, self.grid)
-        return pattern.blocks(self.q, self.k, self.grid.block)
+        key = type(pattern), repr(pattern)  # a class may be run again, and a field need not be hashable
+        known = self._choices.pop(key, None)
+        if known is None:
+            oracle = type(pattern) is Oracle
+            known = pattern.of(self.mass, self.grid) if oracle else pattern.blocks(self.q, self.k, self.grid.block)
+        while len(self._choices) >= CHOICES:
+            self._choices.pop(next(iter(self._choices)), None)  # another thread may have been quicker
+        self._choices[key] = known
+        return known
 
     def worth(self, choice: BlockChoice, head: int) -> Worth:
         blocks, every = choice.blocks[0], int(self.grid.pairs.sum())

@@ -24,6 +24,7 @@ from .worker import Cancelled, Ticket, Worker
 
 PATIENCE_SECONDS = 0.1
 PAUSE_SECONDS = 0.25  # after which the reader is taken to look, and the dial is worked out
+UNKNOWN = {"key": "", "values": {}}  # a pattern that the picker does not have
 KEYS = ("pattern", "layer", "head", "density")
 
 
@@ -76,7 +77,6 @@ class Sparsity(anywidget.AnyWidget):
         self._check(pattern, layer, head)
         self.pattern, self.layer, self.head = pattern, layer, head
         self._layers: dict[int, Layer] = {}
-        self._densities: dict[tuple[int, Pattern], float] = {}
         self._rows: list[dict] = []
         self._serial, self._error = 0, None
         self._lock, self._loading = threading.RLock(), threading.Lock()
@@ -188,14 +188,12 @@ class Sparsity(anywidget.AnyWidget):
             sent = {"whole": about, "shades": shades, "masses": masses, "tile": {}, "tile_shades": b""}
         ticket.check()
         choice = layer.choice(pattern)
-        self._densities[number, pattern] = choice.density
-        kind = type(pattern)
-        known = any(entry["key"] == key_of(kind) for entry in self.patterns)
-        seen = {
-            "serial": serial, "layer": number, "head": head, "label": repr(pattern),
-            "key": key_of(kind) if known else "", "values": values_of(pattern) if known else {},
-            "worth": layer.worth(choice, head)._asdict(),
-        }  # fmt: skip
+        key = key_of(type(pattern))
+        known = (
+            {"key": key, "values": values_of(pattern)} if key in {entry["key"] for entry in self.patterns} else UNKNOWN
+        )
+        worth = layer.worth(choice, head)._asdict()
+        seen = {"serial": serial, "layer": number, "head": head, "label": repr(pattern), "worth": worth} | known
         chosen = choice.blocks[0, head].to(torch.uint8).numpy().tobytes()
         with self._lock, self.hold_sync():
             ticket.check()
@@ -263,14 +261,8 @@ class Sparsity(anywidget.AnyWidget):
             return self._layers[number]
 
     def _stops(self, pattern: Pattern, number: int, ticket: Ticket | None = None) -> list[Stop]:
-        layer = self._layer(number)
-
-        def density(one: Pattern) -> float:
-            if (number, one) not in self._densities:
-                self._densities[number, one] = layer.choice(one).density
-            return self._densities[number, one]
-
-        return stops(pattern, density, len(self.trace), (lambda: None) if ticket is None else ticket.check)
+        layer, check = self._layer(number), (lambda: None) if ticket is None else ticket.check
+        return stops(pattern, lambda one: layer.choice(one).density, len(self.trace), check)
 
     def _turned(self, pattern: Pattern, number: int) -> str:
         """What the stops of a dial depend on: all but where it stands."""

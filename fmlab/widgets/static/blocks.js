@@ -122,7 +122,7 @@ class BlockMap {
     const left = Math.floor(frame.j0 / block), right = Math.min(blocks, Math.ceil(frame.j1 / block));
     context.beginPath();
     for (let row = first; row < last; row++) {
-      for (let column = left; column < Math.min(right, row + 2); column++) {
+      for (let column = left; column < Math.min(right, row + 1); column++) {
         const here = chosen[row * blocks + column], before = column ? chosen[row * blocks + column - 1] : here, above = row ? chosen[(row - 1) * blocks + column] : here;
         if (here !== before) { context.moveTo(x(column), y(row)); context.lineTo(x(column), y(row + 1)); }
         if (here !== above && column < row) { context.moveTo(x(column), y(row)); context.lineTo(x(column + 1), y(row)); }
@@ -225,6 +225,7 @@ class BlockMap {
   go(frame) {
     this.frame = frame;
     this.paint();
+    this.hovered(this.cursor);
     clearTimeout(this.waiting);
     this.waiting = setTimeout(() => this.looked(frame), 60);
   }

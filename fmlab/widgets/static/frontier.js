@@ -1,5 +1,5 @@
 // Mass recall over density: the Oracle's line, the choice in view, and what was measured, which is a table, too.
-const CHART = { wide: 460, tall: 300, left: 46, right: 12, top: 12, bottom: 42 };
+const CHART = { wide: 460, tall: 300, left: 46, right: 22, top: 12, bottom: 42 };
 const SHARES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1];
 const percents = (value, digits = 1) => `${(value * 100).toFixed(digits)}%`;
 const three = (value) => value.toLocaleString("en", { maximumSignificantDigits: 3 });
