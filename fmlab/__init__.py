@@ -33,6 +33,7 @@ _HOMES = {
     "prefill": "forks",
     "record": "record",
     "replay": "rerun",
+    "sparse": "sparse",
     "sweep": "sweep",
     "tiny": "models",
     "why": "why",

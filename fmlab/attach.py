@@ -2,13 +2,25 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
+from torch.nn import Module
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-NAME = "fmlab"
+
+class Host(NamedTuple):
+    """Who takes a model's attention over."""
+
+    name: str
+    """Under which transformers knows it."""
+    call: str
+    runs: str
+
+
+FINITE = Host("fmlab", "finite", "a memory policy")
+SPARSE = Host("fmlab_sparse", "sparse", "a sparsity pattern")
 TAG = "fmlab_layer"  # the cache layer hangs itself on the key tensor it returns; the attention gets that very tensor
 REFUSED = ("s_aux", "position_bias", "block_mask")  # arguments that change the attention and that we do not compute
 
@@ -29,24 +41,30 @@ def tag(key: Tensor, layer: AttendingLayer) -> Tensor:
 
 
 @contextmanager
-def attached(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, every attention of the model goes to the cache layer that returned its keys.
+def attached(model: PreTrainedModel, host: Host = FINITE) -> Iterator[None]:
+    """Within it, every attention of the model goes to the host: for `finite`, to the cache layer that returned its keys.
 
-    The model's own attention is restored on exit, after an error or an interrupt too. Raises RuntimeError inside
-    itself, ValueError for a model whose attention cannot be reached.
+    The attention that the model had is restored on exit, after an error or an interrupt too. Raises RuntimeError inside
+    itself and for `finite` inside `sparse`, ValueError for a model whose attention cannot be reached.
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"{type(model).__name__} is no transformers model; pass lm.model")
     configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}.values()
     before = [(config, config._attn_implementation) for config in configs]
-    if any(name == NAME for _, name in before):
+    names = {name for _, name in before}
+    if host.name in names:
         raise RuntimeError(
-            f"this {type(model).__name__} already runs under `finite`; leave that `with` first, or load a second model"
+            f"this {type(model).__name__} already runs under `{host.call}`; leave that `with` first, or load a second model"
         )
-    check_layer_types(model)
+    if SPARSE.name in names:
+        raise RuntimeError(
+            f"this {type(model).__name__} runs under `sparse`; leave that `with` first, or, for a policy that evicts "
+            "after a sparse prefill, enter `finite` first: `with fm.finite(...) as cache, fm.sparse(...):`"
+        )
+    check_layer_types(model, host)
     try:
-        model.set_attn_implementation(NAME)
-        if model.config._attn_implementation != NAME:
+        model.set_attn_implementation(host.name)
+        if model.config._attn_implementation != host.name:
             raise unreachable(model)
         yield
     finally:
@@ -62,12 +80,35 @@ def unreachable(model: PreTrainedModel) -> ValueError:
     )
 
 
-def check_layer_types(model: PreTrainedModel) -> None:
+def check_layer_types(model: PreTrainedModel, host: Host = FINITE) -> None:
     """Raise ValueError where a layer attends in another way than fully or in a sliding window."""
     types = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or []
     if other := sorted(set(types) - {"full_attention", "sliding_attention"}):
         raise ValueError(
-            f"{type(model).__name__} has layers of type {', '.join(other)}; a memory policy needs full or sliding attention"
+            f"{type(model).__name__} has layers of type {', '.join(other)}; {host.runs} needs full or sliding attention"
+        )
+
+
+def refuse(module: Module, host: Host, attention_mask: Tensor | None, dropout: float, given: dict) -> None:
+    """Raise ValueError where an attention is called with what changes it in a way that the host does not compute."""
+    if attention_mask is not None:
+        raise ValueError(
+            f"a ready-made attention mask of shape {tuple(attention_mask.shape)} cannot be combined with {host.runs}"
+        )
+    if names := [name for name in REFUSED if given.get(name) is not None]:
+        raise ValueError(
+            f"{type(module).__name__} attends with {', '.join(names)}, which `{host.call}` does not compute"
+        )
+    if dropout:
+        raise ValueError(f"attention dropout is {dropout}; call model.eval() first")
+
+
+def refuse_padding(attention_mask: Tensor | None) -> None:
+    """Raise ValueError for a batch of unequal lengths."""
+    if attention_mask is not None and not bool(attention_mask.all()):
+        raise ValueError(
+            f"the attention mask hides {int((~attention_mask.bool()).sum())} tokens: a batch of unequal lengths; "
+            "run sequences of one length together, or one by one"
         )
 
 
@@ -88,26 +129,15 @@ def _attention(
         raise RuntimeError(
             f"{type(module).__name__} was called inside `finite` without its cache; pass past_key_values=cache"
         )
-    if attention_mask is not None:
-        raise ValueError(
-            f"a ready-made attention mask of shape {tuple(attention_mask.shape)} cannot be combined with a policy"
-        )
-    if given := [name for name in REFUSED if kwargs.get(name) is not None]:
-        raise ValueError(f"{type(module).__name__} attends with {', '.join(given)}, which `finite` does not compute")
-    if dropout:
-        raise ValueError(f"attention dropout is {dropout}; call model.eval() first")
+    refuse(module, FINITE, attention_mask, dropout, kwargs)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return layer.attend(query, scaling, sliding_window, softcap), None
 
 
 def _mask(*args, attention_mask: Tensor | None = None, **kwargs) -> None:
     """No mask is built beforehand; this is where the padding of a batch comes by."""
-    if attention_mask is not None and not bool(attention_mask.all()):
-        raise ValueError(
-            f"the attention mask hides {int((~attention_mask.bool()).sum())} tokens: a batch of unequal lengths; "
-            "run sequences of one length together, or one by one"
-        )
+    refuse_padding(attention_mask)
 
 
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, _mask)
+AttentionInterface.register(FINITE.name, _attention)
+AttentionMaskInterface.register(FINITE.name, _mask)

@@ -25,6 +25,8 @@ from .slots import Meter, Slots
 from .together import Together, Turn
 from .view import normal_tensors
 
+First = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys and values of the heads axis -> what `attend` gives
+
 
 class FiniteLayer(CacheLayerMixin):
     """What one layer holds. It stores what survives, but reports what was seen, so that positions stay true."""
@@ -72,20 +74,26 @@ class FiniteLayer(CacheLayerMixin):
         shape = (batch, kv_heads, -1)
         return tag(keys.view(*shape, d), self), values.view(*shape, values.shape[-1])
 
-    def attend(self, query: Tensor, scaling: float, window: int | None, softcap: float | None) -> Tensor:
+    def attend(
+        self, query: Tensor, scaling: float, window: int | None, softcap: float | None, first: First | None = None
+    ) -> Tensor:
+        """As `AttendingLayer`; `first` computes the attention of a call that finds nothing stored."""
+        first = first if self.slots.seen == 0 else None
         if self.slots.seen == 0:
             if window is not None and self.cache.renumbering is not None:
                 raise ValueError(
                     f"layer {self.number} has a sliding window of its own ({window}); use original positions"
                 )
             self.slots.learn(query.shape[1] * self.batch // len(self.slots.bag), window)
-        output = (self._attend_apart if isinstance(self.slots, Ragged) else self._attend)(query, scaling, softcap)
+        output = (self._attend_apart if isinstance(self.slots, Ragged) else self._attend)(
+            query, scaling, softcap, first
+        )
         if self.number == len(self.cache.layers) - 1:
             self.cache.together.end_call()
         self.attended = True
         return output
 
-    def _attend(self, query: Tensor, scaling: float, softcap: float | None) -> Tensor:
+    def _attend(self, query: Tensor, scaling: float, softcap: float | None, first: First | None) -> Tensor:
         slots, together, (batch, query_heads, new, d) = self.slots, self.cache.together, query.shape
         query = self._placed(query, slots.held, slots.seen)
         keys = once(lambda: self._ranked(slots.staged("keys"), slots.staged_positions()))
@@ -107,12 +115,13 @@ class FiniteLayer(CacheLayerMixin):
             together.add(Turn(self.number, slots, view))
         else:
             stats, evicted = slots.choose(self.cache.policy, view)
-            output = attend(view, query, keys(), slots.staged("values"))
+            stored = keys(), slots.staged("values")
+            output = attend(view, query, *stored) if first is None else first(query, *stored)
             slots.settle(stats, evicted)
             together.note(view)
         return output
 
-    def _attend_apart(self, query: Tensor, scaling: float, softcap: float | None) -> Tensor:
+    def _attend_apart(self, query: Tensor, scaling: float, softcap: float | None, first: First | None) -> Tensor:
         slots, (batch, _, new, d) = self.slots, query.shape
         every = query.reshape(len(slots.bag), -1, new, d)  # (heads, groups, new, d)
         prepared = {name: once(make) for name, make in self._prepared().items()}
@@ -133,9 +142,11 @@ class FiniteLayer(CacheLayerMixin):
 
         parts = slots.parts(show, scaling=scaling, softcap=softcap, query_aware=self.cache.query_aware)
         chosen = slots.choose(self.cache.policy, parts)
-        output = attend_apart(
-            [(rows, view, asked(rows, view.positions.shape[1] - new)) for rows, view, _ in parts], batch
-        )
+        if first is not None:  # no head holds anything yet, so all are one part
+            output = first(asked(parts[0][0], 0), parts[0][1].keys, parts[0][1].values)
+        else:
+            parted = [(rows, view, asked(rows, view.positions.shape[1] - new)) for rows, view, _ in parts]
+            output = attend_apart(parted, batch)
         slots.settle(chosen)
         return output
 

@@ -22,8 +22,8 @@ ROOMS = {
     "policies": ("policies", "core view", ""),
     "traces": ("trace rerun", "core view bag rope slots ragged", "safetensors"),
     "live": (
-        "live forks cast together record watch repeat needs renumber attach attention masked",
-        "core view bag rope slots ragged quantise trace language",
+        "live forks cast together record watch repeat needs renumber attach attention masked sparse",
+        "core view bag rope slots ragged quantise trace language sparsity",
         "transformers",
     ),
     "models": ("models weights wheels language dequantise", "", f"{HUB} gguf"),
@@ -87,6 +87,7 @@ HOSTS = {
     "masked",
     "slots",
     "ragged",
+    "sparse",
 }
 
 
