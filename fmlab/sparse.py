@@ -11,7 +11,10 @@ from transformers.masking_utils import AttentionMaskInterface, causal_mask_funct
 
 from .attach import FINITE, SPARSE, TAG, attached, refuse, refuse_padding, unreachable
 from .live import FiniteLayer
+from .paged import PAGES, PagedCache, PagedLayer
 from .sparsity.dispatch import KERNELS, attention, plan
+from .sparsity.dynamic import QuestTopK
+from .sparsity.pages import over_pages, pages_of
 from .sparsity.pattern import Pattern
 
 
@@ -35,7 +38,7 @@ class Run:
             if layer is not None:
                 raise RuntimeError("this cache is of a `finite` that has ended; start a new one for a new run")
             _refuse_window(module, window, m)
-            return self.over(query, key, value, scaling).transpose(1, 2)
+            return self.over(query, key, value, scaling, getattr(key, PAGES, None)).transpose(1, 2)
         if not isinstance(layer, FiniteLayer):
             raise RuntimeError(
                 f"{type(module).__name__} was called inside `finite` without its cache; pass the cache that `finite` "
@@ -50,16 +53,28 @@ class Run:
         shape = query.shape
         return layer.attend(query, scaling, window, None, first)
 
-    def over(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Attention over what the pattern chooses."""
+    def over(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, pages: PagedLayer | None = None
+    ) -> Tensor:
+        """Attention over what the pattern chooses; `pages` is the cache layer that knows the bounds of the keys' pages."""
+        if pages is not None and query.shape[2] == 1 and isinstance(self.pattern, QuestTopK):
+            if pages.cache.block != self.block:
+                raise ValueError(
+                    f"a cache with pages of {pages.cache.block} tokens in a run with blocks of {self.block}"
+                )
+            return pages.attend(query, scaling, self.pattern.top)
         choice = self.pattern.blocks(query.detach(), key.detach(), self.block)
-        kernel = self.kernel
-        if kernel == "auto":
+        if self.kernel != "auto":
+            return attention(query, key, value, choice, self.kernel, scaling)
+        if query.shape[2] > 1:
             kind = (query.shape, key.shape)
             if kind not in self._measured:
                 self._measured[kind] = plan(query, key, value, choice, scaling).kernel
-            kernel = self._measured[kind]
-        return attention(query, key, value, choice, kernel, scaling)
+            return attention(query, key, value, choice, self._measured[kind], scaling)
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
+            return attention(query, key, value, choice, "dense", scaling)  # one row of a mask, with its gradient
+        numbers, shown = pages_of(choice)
+        return over_pages(query, key, value, numbers, self.block, scaling, shown)
 
     def check_reached(self, model: PreTrainedModel, args: tuple, output: object) -> None:
         """After a call of the model: raise ValueError where it attended by itself."""
@@ -69,8 +84,30 @@ class Run:
 
 
 @contextmanager
-def sparse(model: PreTrainedModel, pattern: Pattern, block: int = 64, kernel: str = "auto") -> Iterator[None]:
-    """Within it every attention of the model reads only the blocks of keys that `pattern` chooses."""
+def sparse(model: PreTrainedModel, pattern: Pattern, block: int = 64, kernel: str = "auto") -> Iterator[PagedCache]:
+    """Within it every attention of the model reads only the blocks of keys that `pattern` chooses.
+
+    It holds for a plain call, chunks of a prefill over any cache that keeps all it was given, and `generate`. What a
+    query sees is `pattern.blocks(q, k, block)` of its call: its choice depends on how the text is cut into calls where
+    the pattern looks at queries. `kernel` is as for `fm.sparsity.attention`; "auto" measures at the first layer of every
+    new shape (seconds, where flex is compiled), so name one for short runs, and reads a decode step page by page.
+
+    Yields a `PagedCache` to be passed as `past_key_values`. Over it a decode step under QuestTopK chooses from bounds that
+    are kept page by page and reads no other keys and values. Over a stock DynamicCache the outcome is the same, but the
+    bounds are worked out from all keys at every step, and all are copied to add one. Other patterns decode over either as
+    they are. Beams and a batch of equal lengths are right over both.
+
+    After a policy's prefill, `with fm.finite(model, policy, budget) as cache, fm.sparse(model, pattern):` and the cache of
+    `finite`: the first call attends by the pattern, then the policy evicts, and all later calls attend fully to what it
+    kept. The policy sees queries, keys and values as the sparse layers below made them; the attention weights that it asks
+    for are those of full attention by them, blocks that the pattern left out included.
+
+    Raises RuntimeError inside another `sparse` of the same model, and in `finite` inside `sparse`; ValueError for a model
+    whose attention cannot be reached, a text longer than a layer's own sliding window, a cap on logits, sinks of the
+    model's own (s_aux), ready-made masks, a batch of unequal lengths, several texts packed as one, dropout, a cache that
+    shows more or less than it was given (StaticCache) and a block that is no whole number from 1 on; TypeError for what
+    is no pattern. No gradient goes through a decode step over the `PagedCache`: asking for one is torch's error.
+    """
     if not isinstance(pattern, Pattern):
         raise TypeError(f"{pattern!r} is no sparsity pattern; give one of fm.sparsity, such as Streaming()")
     if isinstance(block, bool) or not isinstance(block, int) or block < 1:
@@ -83,7 +120,7 @@ def sparse(model: PreTrainedModel, pattern: Pattern, block: int = 64, kernel: st
         watch = model.register_forward_hook(run.check_reached)
         _runs.append(run)
         try:
-            yield
+            yield PagedCache(model.config.get_text_config(decoder=True).num_hidden_layers, block)
         finally:
             _runs.remove(run)
             watch.remove()

@@ -22,7 +22,7 @@ ROOMS = {
     "policies": ("policies", "core view", ""),
     "traces": ("trace rerun", "core view bag rope slots ragged", "safetensors"),
     "live": (
-        "live forks cast together record watch repeat needs renumber attach attention masked sparse",
+        "live forks cast together record watch repeat needs renumber attach attention masked sparse paged",
         "core view bag rope slots ragged quantise trace language sparsity",
         "transformers",
     ),
@@ -88,6 +88,7 @@ HOSTS = {
     "slots",
     "ragged",
     "sparse",
+    "paged",
 }
 
 

@@ -88,9 +88,7 @@ class QuestTopK(Pattern):
         grid = grid_of(q, k, block)
         low = _paged(k, block, value=torch.inf).amin(3)[:, :, None].transpose(-1, -2)
         high = _paged(k, block, value=-torch.inf).amax(3)[:, :, None].transpose(-1, -2)
-        queries = _by_group(q, k)
-        signed = torch.cat([queries.clamp(min=0), queries.clamp(max=0)], -1)  # max of two products: by the sign of q
-        bounds = (signed @ torch.cat([high, low], -2)).flatten(1, 2)
+        bounds = (signed(_by_group(q, k)) @ torch.cat([high, low], -2)).flatten(1, 2)
         bounds = _paged(bounds, block, value=-torch.inf).amax(3)
         return BlockChoice.over(grid, q, _best(bounds, grid, self.top))
 
@@ -132,6 +130,11 @@ class AntiDiagonal(Pattern):
         before = value.cumsum(-1) - value  # what is covered without this block
         needed = (before < self.threshold) | ordered.isinf()
         return BlockChoice.over(grid, q, torch.zeros_like(needed).scatter_(-1, order, needed) & grid.visible)
+
+
+def signed(queries: Float[Tensor, "*heads n d"]) -> Float[Tensor, "*heads n twice_d"]:
+    """What, times the greatest and then the least key of a page, is Quest's bound: which of both counts is q's sign."""
+    return torch.cat([queries.clamp(min=0), queries.clamp(max=0)], -1)
 
 
 def _by_group(q: Tensor, k: Keys) -> Tensor:
