@@ -198,9 +198,11 @@ class Sparsity(anywidget.AnyWidget):
         with self._lock, self.hold_sync():
             ticket.check()
             ticket.ended = True
+            if turned := self.reach.get("of") != self._turned(pattern, number):
+                sent["reach"] = {}
             for name, value in (sent | {"seen": seen, "chosen": chosen, "status": ready()}).items():
                 setattr(self, name, value)
-        if self.reach.get("of") != self._turned(pattern, number):
+        if turned:
             self._turner.submit(partial(self._turn, pattern, number), 0.0)
 
     def _turn(self, pattern: Pattern, number: int, ticket: Ticket) -> None:

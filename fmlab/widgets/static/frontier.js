@@ -12,7 +12,7 @@ class Frontier {
   constructor() {
     this.chart = s("svg", { class: "fm-sparse-chart", viewBox: `0 0 ${CHART.wide} ${CHART.tall}`, role: "img" });
     this.body = h("tbody");
-    const columns = ["Pattern", "Layer", "Density", "Mass recall", "Output error", "Speed-up, 95% interval", "n", "Dense → sparse", "Choosing", "Kernel, and why"];
+    const columns = ["Pattern", "Layer", "Density", "Mass recall", "Output error", "Speed-up, 95% interval", "Rounds", "Dense → sparse", "Choosing on top", "Kernel, and why"];
     this.table = h("div", { class: "fm-figures fm-sparse-table", hidden: true }, h("table", {},
       h("caption", {}, "Measured on all heads of the layer, against dense causal attention; recall and error are means over the heads"),
       h("thead", {}, h("tr", {}, ...columns.map((name) => h("th", { scope: "col" }, name)))), this.body));

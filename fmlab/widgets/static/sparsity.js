@@ -83,7 +83,7 @@ class SparsityView {
       h("div", { class: "fm-stage fm-sparse-stage" },
         h("div", {}, h("div", { class: "fm-sparse-bar" }, h("div", { class: "fm-legend" },
           h("span", { class: "fm-legend-item" }, h("span", { class: "fm-swatch fm-swatch-chosen" }), "chosen"), h("span", { class: "fm-legend-item" }, h("span", { class: "fm-swatch fm-swatch-dimmed" }), "not chosen"),
-          h("span", { class: "fm-legend-item" }, "darker: more attention, from 0.001% to 100% on a logarithmic scale")), this.map.tools),
+          h("span", { class: "fm-legend-item" }, "stronger colour: more attention, from 0.001% to 100% on a logarithmic scale")), this.map.tools),
         this.map.element, this.readout),
         h("div", { class: "fm-sparse-side" }, this.figures, this.frontier.element)),
       h("div", { class: "fm-sparse-measure" }, this.measure, this.clear, this.metering), this.frontier.table);
