@@ -192,6 +192,21 @@ def test_pointing_zooming_and_the_keys(opened, screenshot):
     assert pixels(page) == whole
 
 
+def test_two_views_of_one_widget_answer_in_turn(notebook):
+    page = notebook(OPEN.replace("{tokens}", "512"), "view")
+    page.wait_for_function("() => document.querySelectorAll('.fm-sparse').length === 2")
+    labels = (
+        "() => [...document.querySelectorAll('.fm-sparse-plot .fm-over')]"
+        ".map((map) => map.getAttribute('aria-label').match(/window=\\d+/)[0])"
+    )
+    for at, value in enumerate((20, 30, 40, 50)):
+        box = page.locator('input[type=number][aria-label="window, any value"]').nth(at % 2)
+        box.fill(str(value))
+        box.press("Enter")
+        page.wait_for_function(f"() => ({labels})().every((label) => label === 'window={value}')")
+    assert harness.execute(page, "print(view.pattern)").strip() == "Streaming(sinks=4, window=50)"
+
+
 def test_the_exact_part_takes_the_place_of_the_coarse_one(opened):
     page = opened(2_000)
     assert harness.execute(page, "print(view.whole['each'])").strip() == "4"

@@ -39,7 +39,7 @@ class BlockMap {
   // hovered({i, j} or null), looked(frame) once a new part is in view, painted() after each painting
   constructor(root, tokens, block, { hovered, looked, painted }) {
     Object.assign(this, { tokens, block, hovered, looked, painted });
-    this.palette = new Palette(root, ["empty", "panel", "gone", "a", "both", "mark", "ink", "soft"]);
+    this.palette = new Palette(root, ["empty", "gone", "a", "both", "mark", "ink"]);
     this.frame = { i0: 0, i1: tokens, j0: 0, j1: tokens };
     this.cursor = null;
     this.base = h("canvas", { class: "fm-base", "aria-hidden": "true" });
@@ -87,8 +87,8 @@ class BlockMap {
     const { frame, block, chosen, source, tokens } = this, blocks = this.whole.blocks, colours = this.palette.read();
     const clear = [mix(colours.empty, colours.a, 0.16), mix(colours.a, colours.ink, 0.35)];
     const dim = [mix(colours.empty, colours.gone, 0.45), mix(colours.empty, colours.both, 0.85)];
-    const ramp = ([low, high]) => Uint32Array.from({ length: 256 }, (_, shade) => packed(shade ? mix(low, high, ((shade - 1) / 254) ** 1.2) : colours.panel));
-    const ramps = [ramp(dim), ramp(clear)], outside = packed(colours.empty), future = packed(colours.empty);
+    const ramp = ([low, high]) => Uint32Array.from({ length: 256 }, (_, shade) => packed(mix(low, high, (Math.max(shade - 1, 0) / 254) ** 1.2)));
+    const ramps = [ramp(dim), ramp(clear)], empty = packed(colours.empty);
     const context = this.base.getContext("2d"), image = context.createImageData(W, H), pixels = new Uint32Array(image.data.buffer);
     const place = (low, high, size, first) => {
       const token = Int32Array.from({ length: size }, (_, at) => Math.floor(low + ((at + 0.5) * (high - low)) / size));
@@ -99,10 +99,10 @@ class BlockMap {
       const i = down.token[y], line = down.pixel[y] * source.columns, row = down.of[y] * blocks;
       for (let x = 0; x < W; x++, out++) {
         const j = across.token[x];
-        if (i >= tokens || j >= tokens) pixels[out] = outside;
+        if (i >= tokens || j > i) pixels[out] = empty;
         else {
           const shade = source.bytes[line + across.pixel[x]];
-          pixels[out] = shade === 0 || (j > i && source.each === 1) ? future : ramps[chosen[row + across.of[x]]][shade];
+          pixels[out] = ramps[chosen[row + across.of[x]]][shade];
         }
       }
     }

@@ -29,7 +29,7 @@ class StopSlider {
 
 class SparsityView {
   constructor(model, root) {
-    Object.assign(this, { model, root, about: model.get("about"), tokens: model.get("tokens"), serial: 0, paints: 0 });
+    Object.assign(this, { model, root, about: model.get("about"), tokens: model.get("tokens"), serial: 0, paints: 0, born: 1e6 * Math.ceil(Math.random() * 1e6) });
     this.choice = this.told();
     root.classList.add("fmlab", "fm-sparse");
     keepKeys(root);
@@ -107,7 +107,7 @@ class SparsityView {
       this.next = message;
       return;
     }
-    this.asked = ++this.serial + 1000 * (this.born ??= Math.floor(Math.random() * 1e6));
+    this.asked = this.born + ++this.serial;
     this.model.send({ ...message, serial: this.asked });
   }
 
@@ -151,7 +151,8 @@ class SparsityView {
   showAll() {
     const { model } = this, seen = model.get("seen"), whole = model.get("whole"), tile = model.get("tile");
     if (!seen.worth || !whole.rows) return;
-    if (this.asked !== undefined && seen.serial === this.asked) {
+    const another = seen.serial < this.born || seen.serial >= this.born + 1e6;  // a second view of the widget asked later
+    if (this.asked !== undefined && (seen.serial === this.asked || (another && seen.serial !== this.before))) {
       this.asked = undefined;
       const next = this.next;
       this.next = undefined;
@@ -166,7 +167,7 @@ class SparsityView {
     }
     const fits = tile.rows && tile.layer === whole.layer && tile.head === whole.head;
     const chosen = model.get("chosen");
-    this.drawnSerial = seen.serial;
+    this.before = this.drawnSerial = seen.serial;
     this.map.show(this.whole, fits ? new Shades(tile, model.get("tile_shades")) : null, new Uint8Array(chosen.buffer, chosen.byteOffset, chosen.byteLength), seen.label);
     this.showFigures(seen);
     this.showPoints();
