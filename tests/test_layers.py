@@ -45,7 +45,7 @@ ROOMS = {
     "optimizations": (
         "optimizations",
         "core bag view slots policies caches conversation language lazy models texts live forks record rerun trace attention "
-        "sparsity provenance",
+        "sparsity provenance intervals",
         "pandas transformers",
     ),
     "sweep": ("sweep fingerprint provenance", "", "pandas joblib distributed tqdm"),
@@ -60,7 +60,7 @@ ROOMS = {
     # The Explorer is a program on top of everything below it; tensors it hands on, figures it leaves to metrics.
     "widgets": (
         "widgets",
-        "figures trace replays why metrics live core models policies parse conversation language optimizations",
+        "figures trace replays why metrics live core models policies parse conversation language optimizations sparsity",
         "ipywidgets anywidget traitlets IPython pandas torch numpy jaxtyping",
     ),
     "command line": ("cli __main__ comparison bench", ANY, f"typer pandas plotly torch numpy jaxtyping {HUB}"),

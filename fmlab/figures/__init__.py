@@ -15,6 +15,7 @@ from .quality import (
 )  # fmt: skip
 from .recall import evidence_by_share, kept_by_third
 from .regret import lost_by_depth, lost_tokens, regret_bars
+from .sparsity import sparsity_pareto
 from .speedups import speedup_by_size, speedups, waterfall
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "attention_and_evictions", "bytes_against_quality", "bytes_frontier", "evidence_by_share", "footprint_against_quality",
     "hit_ratio_by_capacity", "kept_by_third", "lost_by_depth", "lost_tokens", "mass_recall_by_budget",
     "needle_heatmap", "nll_by_budget", "ours_and_theirs", "overlap_by_layer",
-    "quality_by_budget", "regret_bars", "replay_gap", "retention_by_depth", "speedup_by_size", "speedups", "styles", "waterfall",
+    "quality_by_budget", "regret_bars", "replay_gap", "retention_by_depth", "sparsity_pareto",
+    "speedup_by_size", "speedups", "styles", "waterfall",
 ]  # fmt: skip

@@ -13,9 +13,11 @@ __getattr__, __dir__ = lazily(
         "Pair": "pair",
         "Refused": "outcome",
         "SideFailed": "comparison",
+        "SparseAttention": "sparse_attention",
         "Verdict": "verdict",
         "attempt": "outcome",
         "compare": "comparison",
+        "measure_pattern": "sparse_attention",
         "table": "outcome",
     },
 )

@@ -8,10 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .choice import BlockChoice
+from .grid import Grid
 from .pattern import Pattern, grid_of
 
 Queries = Float[Tensor, "batch heads n d"]
 Keys = Float[Tensor, "batch kv_heads m d"]
+Mass = Float[Tensor, "batch heads rows columns"]
 
 
 def block_mass(
@@ -54,12 +56,34 @@ class Oracle(Pattern):
             raise ValueError(f"density={self.density}; give a share of the causal pairs, above 0 and at most 1")
 
     def blocks(self, q: Queries, k: Keys, block: int = 64) -> BlockChoice:
-        grid = grid_of(q, k, block)
-        pairs = grid.pairs.expand(*q.shape[:2], -1, -1).flatten(1)
-        worth = block_mass(q, k, block).masked_fill(grid.own, torch.inf).flatten(1) / pairs.clamp(min=1)
-        worth = worth.masked_fill(~grid.visible.expand(*q.shape[:2], -1, -1).flatten(1), -1)
-        order = worth.argsort(dim=-1, descending=True, stable=True)
-        budget = math.floor(self.density * int(grid.pairs.sum()) * q.shape[1])  # a float would be compared in float32
-        fits = pairs.gather(-1, order).cumsum(-1) <= budget
-        chosen = torch.zeros_like(fits).scatter_(-1, order, fits).unflatten(1, (q.shape[1], grid.rows, grid.columns))
-        return BlockChoice.over(grid, q, (chosen | grid.own) & grid.visible)
+        return self.of(block_mass(q, k, block), grid_of(q, k, block))
+
+    def of(self, mass: Mass, grid: Grid) -> BlockChoice:
+        """The choice where the mass of every block is known already."""
+        order, pairs, _ = _greedy(mass, grid)
+        budget = math.floor(self.density * int(grid.pairs.sum()) * mass.shape[1])  # a float would compare in float32
+        chosen = torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order, pairs <= budget)
+        return BlockChoice.over(grid, mass, (chosen.unflatten(1, mass.shape[1:]) | grid.own) & grid.visible)
+
+
+def frontier(mass: Mass, grid: Grid) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps"]]:
+    """Density and mean mass recall of all heads after every block that the Oracle adds, the own blocks first.
+
+    So the line that no choice of whole blocks passes by more than a block's mass. Raises ValueError for no query.
+    """
+    if grid.n == 0:
+        raise ValueError("there is no query, so no mass to recall; give one or more")
+    _, pairs, held = _greedy(mass, grid)
+    first, every = int(grid.own.sum()) * mass.shape[1] - 1, int(grid.visible.sum()) * mass.shape[1]
+    density = pairs[:, first:every] / (int(grid.pairs.sum()) * mass.shape[1])
+    return density, held[:, first:every] / (grid.n * mass.shape[1])
+
+
+def _greedy(mass: Mass, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """The order in which the Oracle takes the blocks of all heads, (batch, blocks), and the causal pairs and the mass
+    that it has after each; blocks of the future come last."""
+    pairs = grid.pairs.expand(*mass.shape[:2], -1, -1).flatten(1)
+    worth = mass.masked_fill(grid.own, torch.inf).flatten(1) / pairs.clamp(min=1)
+    worth = worth.masked_fill(~grid.visible.expand(*mass.shape[:2], -1, -1).flatten(1), -1)
+    order = worth.argsort(dim=-1, descending=True, stable=True)
+    return order, pairs.gather(-1, order).cumsum(-1), mass.flatten(1).gather(-1, order).cumsum(-1)

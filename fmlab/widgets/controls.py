@@ -21,18 +21,18 @@ class PolicyChoice:
     @classmethod
     def of(cls, policy: fm.Policy) -> "PolicyChoice":
         """The choice that makes this policy again."""
-        settings = {setting["name"]: setting["kind"] for setting in _settings(type(policy))}
-        values = {name: _shown(getattr(policy, name), kind) for name, kind in settings.items()}
+        settings = {setting["name"]: setting["kind"] for setting in settings_of(type(policy))}
+        values = {name: shown(getattr(policy, name), kind) for name, kind in settings.items()}
         return cls(key_of(type(policy)), values)
 
     def build(self) -> fm.Policy:
         """The policy itself. Raises ValueError or TypeError naming the setting, or whatever the class raises."""
         kind = policy_class(self.key)
-        settings = {setting["name"]: setting["kind"] for setting in _settings(kind)}
+        settings = {setting["name"]: setting["kind"] for setting in settings_of(kind)}
         if unknown := sorted(set(self.values) - set(settings)):
             known = ", ".join(settings) or "none"
             raise ValueError(f"{kind.__name__} has no setting {', '.join(unknown)}; its settings: {known}")
-        return kind(**{name: _read(kind, name, settings[name], value) for name, value in self.values.items()})
+        return kind(**{name: read(kind, name, settings[name], value) for name, value in self.values.items()})
 
 
 def key_of(kind: type[fm.Policy]) -> str:
@@ -61,17 +61,18 @@ def catalogue() -> list[dict]:
             "key": key_of(kind),
             "name": kind.__name__ if names.count(kind.__name__) == 1 else f"{kind.__name__} ({kind.__module__})",
             "summary": (inspect.getdoc(kind) or "").split("\n")[0],
-            "fields": _settings(kind),
+            "fields": settings_of(kind),
         }
         for kind in kinds
     ]
 
 
-def _settings(kind: type[fm.Policy]) -> list[dict]:
+def settings_of(kind: type) -> list[dict]:
+    """The settings of a dataclass, as the page shows them."""
     return [_setting(kind, field) for field in fields(kind) if field.init] if is_dataclass(kind) else []
 
 
-def _setting(kind: type[fm.Policy], field: Field) -> dict:
+def _setting(kind: type, field: Field) -> dict:
     missing = field.default is MISSING and field.default_factory is MISSING
     default = None if missing else field.default if field.default is not MISSING else field.default_factory()
     control, choices = ("literal", ()) if missing else _control(_annotation(kind, field), default)
@@ -79,7 +80,7 @@ def _setting(kind: type[fm.Policy], field: Field) -> dict:
     return {
         "name": field.name,
         "kind": control,
-        "value": "" if missing else _shown(default, control),
+        "value": "" if missing else shown(default, control),
         "options": list(choices),
         "min": field.metadata.get("min", low),
         "max": field.metadata.get("max", high),
@@ -87,7 +88,7 @@ def _setting(kind: type[fm.Policy], field: Field) -> dict:
     }
 
 
-def _annotation(kind: type[fm.Policy], field: Field) -> Any:
+def _annotation(kind: type, field: Field) -> Any:
     if not isinstance(field.type, str):
         return field.type
     try:
@@ -120,11 +121,11 @@ def _limits(control: str, default: Any) -> tuple[int | float | None, int | float
     return None, None, None
 
 
-def _shown(value: Any, control: str) -> Any:
+def shown(value: Any, control: str) -> Any:
     return repr(value) if control in ("literal", "policy") else value
 
 
-def _read(kind: type[fm.Policy], name: str, control: str, value: Any) -> Any:
+def read(kind: type, name: str, control: str, value: Any) -> Any:
     if control == "policy":
         try:
             return parse.policy(value)
