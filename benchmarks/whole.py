@@ -6,6 +6,7 @@ every step, and every step's result is the same in all. Where an optimisation al
 all twos of such ones are measured, too, and what they do together is named.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -28,6 +29,10 @@ def measured(workload: Workload) -> pd.DataFrame:
     return counted(workload, under)
 
 
+def with_one_switch(workload: Workload) -> Workload:
+    return replace(workload, switches=workload.switches[-1:])
+
+
 def counted(workload: Workload, under: list[frozenset[str]]) -> pd.DataFrame:
     with tqdm(desc=f"{workload.name}, {len(under)} settings", unit="step") as bar:
         return ablate(workload, under, lambda done: bool(bar.update()) or True)
@@ -47,7 +52,7 @@ def main() -> None:
     toy = arguments(__doc__).toy
     print(f"# {machine()}")
     tables = []
-    for workload in (chat(2), grid(2, 32)) if toy else (chat(40), grid(12)):
+    for workload in map(with_one_switch, (chat(2), grid(1, 32))) if toy else (chat(40), grid(12)):
         table = measured(workload)
         worth = effects(table)
         mixing = worth[(worth.interaction_low > 1 + INTERACTS) | (worth.interaction_high < 1 - INTERACTS)].optimisation
