@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from paired import arguments, machine, show
+from paired import machine, options, show
 from tqdm import tqdm
 
 from fmlab.optimizations.chat import chat
@@ -18,7 +18,7 @@ from fmlab.optimizations.claims import CLAIMS, of_the_whole
 from fmlab.optimizations.grid import grid
 from fmlab.optimizations.whole import Workload, ablate, effects, interactions, settings, speedups, twos
 
-ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = Path(__file__).resolve().parents[1] / "data" / "optimizations_whole.csv.gz"
 INTERACTS = 0.02  # alone over left out, from which on it is asked with what
 
 
@@ -48,28 +48,39 @@ def spoken(table: pd.DataFrame, *figures: str) -> pd.DataFrame:
     return said
 
 
+def kept(table: pd.DataFrame) -> None:
+    """Write the rows at once, in place of older ones of the same work."""
+    if SHIPPED.exists():
+        older = pd.read_csv(SHIPPED, keep_default_na=False)
+        table = pd.concat([older[~older.workload.isin(table.workload)], table])
+    table.sort_values("workload", kind="stable").to_csv(SHIPPED, index=False, float_format="%.6g")
+
+
 def main() -> None:
-    toy = arguments(__doc__).toy
+    parser = options(__doc__.split("\n\n")[0])
+    parser.add_argument("--only", choices=["chat", "grid"], help="one of the two")
+    given = parser.parse_args()
     print(f"# {machine()}")
-    tables = []
-    for workload in map(with_one_switch, (chat(2), grid(1, 32))) if toy else (chat(40), grid(12)):
+    workloads = map(with_one_switch, (chat(2), grid(1, 32))) if given.toy else (chat(40), grid(6))
+    for workload in workloads:
+        if given.only not in (None, workload.name):
+            continue
         table = measured(workload)
+        if not given.toy:
+            kept(table)
         worth = effects(table)
-        mixing = worth[(worth.interaction_low > 1 + INTERACTS) | (worth.interaction_high < 1 - INTERACTS)].optimisation
-        pairs = counted(workload, twos(list(mixing))) if len(mixing) > 1 else pd.DataFrame()
-        tables.append(table)
-        if not toy:
-            pd.concat(tables).to_csv(ROOT / "data" / "optimizations_whole.csv.gz", index=False, float_format="%.6g")
         figures = ("alone", "left_out", "share", "interaction")
-        worth = worth.drop(columns=["saved_seconds", "saved_low", "saved_high", "workload"])
+        told = worth.drop(columns=["saved_seconds", "saved_low", "saved_high", "workload"])
         print(f"# {workload.name}: the whole with one optimisation alone, without it, and its share of the seconds")
-        print(spoken(worth, *figures).round(2).to_string(index=False))
+        print(spoken(told, *figures).round(2).to_string(index=False))
         whole = speedups(table)
         print(f"# {workload.name}: all settings\n{whole.round(3).to_string(index=False)}")
         if not (said := of_the_whole(whole)).empty:
-            print(f"# {workload.name}: the claims\n{said.round(3).to_string(index=False)}")
-        if len(pairs):
-            show(interactions(pairs).round(3).to_dict("records"), f"{workload.name}: what two do together")
+            print(f"# {workload.name}: the claims\n{said.round(3).to_string(index=False)}", flush=True)
+        mixing = worth[(worth.interaction_low > 1 + INTERACTS) | (worth.interaction_high < 1 - INTERACTS)].optimisation
+        if len(mixing) > 1:
+            pairs = interactions(counted(workload, twos(list(mixing))))
+            show(pairs.round(3).to_dict("records"), f"{workload.name}: what two do together")
 
 
 if __name__ == "__main__":

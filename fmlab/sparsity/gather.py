@@ -2,8 +2,8 @@
 
 What a row of query blocks sees is its band (the run of blocks that ends at its own) and the rest. Bands of one width are
 one call, over windows that overlap in memory (`as_strided`), so no key is copied. Rows with the same rest are one call
-over it. Rows with a rest of their own are gathered, as many together as have equally many blocks. Band and rest are
-joined at the end, for all heads at once, by their log-sum-exp.
+over it. Rows with a rest of their own are gathered, as many together as have equally many blocks. A rest joins its band,
+by their log-sum-exp, a few queries at a time, while both are in the processor's cache.
 """
 
 import math
@@ -20,6 +20,7 @@ from .grid import Grid
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # SDPA's own kernel; it also gives the log-sum-exp
 _FEW = 4  # rows with the same rest, from which on a call of their own pays
+_JOINED = 1_024  # queries whose rest is joined to their band at a time
 _GATHERED = 512  # blocks of keys that are copied at a time: 16 MB of keys and values at 64 dimensions in float32
 
 
@@ -59,10 +60,7 @@ def _gather(q: Tensor, k: Tensor, v: Tensor, choice: BlockChoice, scale: float) 
         return torch.empty_like(q)
     cuts = [[cut(blocks, grid) for blocks in heads] for heads in distinct]
     precise = torch.promote_types(q.dtype, torch.float32)
-    band = _Part(torch.empty_like(q), torch.empty_like(q[..., 0], dtype=precise))
-    rest = None
-    if any(bands.shared or bands.single for heads in cuts for bands in heads):
-        rest = _Part(torch.zeros_like(q), torch.full_like(q[..., 0], -math.inf, dtype=precise))
+    out, lse = torch.empty_like(q), torch.empty_like(q[..., 0], dtype=precise)
     for sample in range(q.shape[0]):
         bands = cuts[sample if len(cuts) > 1 else 0]
         if len(bands) == 1:  # all heads see the same: the KV heads together, as often as each has query heads
@@ -71,11 +69,8 @@ def _gather(q: Tensor, k: Tensor, v: Tensor, choice: BlockChoice, scale: float) 
             some = [(slice(h, h + 1), slice(h // group, h // group + 1), bands[h]) for h in range(q.shape[1])]
         for heads, kv_heads, cut_up in some:
             at, of = (sample, heads), (sample, kv_heads)
-            parts = (None if part is None else part.at(at) for part in (band, rest))
-            _Heads(q[at], k[of], v[of], *parts, grid, scale).run(cut_up)
-    if rest is not None:  # attention over two sets of keys is the mean of both by the sums of their exponentials
-        band.out.lerp_(rest.out, torch.sigmoid(rest.lse - band.lse).to(q.dtype)[..., None])
-    return band.out
+            _Heads(q[at], k[of], v[of], out[at], lse[at], grid, scale).run(cut_up)
+    return out
 
 
 def cut(blocks: Bool[Tensor, "rows columns"], grid: Grid) -> Bands:
@@ -108,42 +103,26 @@ def cut(blocks: Bool[Tensor, "rows columns"], grid: Grid) -> Bands:
     return Bands(triangle, width, wide, narrow, shared, single)
 
 
-class _Part(NamedTuple):
-    """Attention over a part of what each query sees, and the log of the sum of the exponentials there."""
-
-    out: Tensor
-    lse: Tensor
-
-    def at(self, place: tuple) -> "_Part":
-        return _Part(self.out[place], self.lse[place])
-
-    def put(self, queries: slice | Tensor, out: Tensor, lse: Tensor) -> None:
-        self.out[:, queries], self.lse[:, queries] = out, lse
-
-
 class _Heads:
     """Heads of one sample that see the same blocks, each with keys of its own: (heads, n, d) over (heads, m, d)."""
 
-    def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, band: _Part, rest: _Part | None, grid: Grid, scale: float
-    ) -> None:
-        self.q, self.k, self.v, self.band, self.rest, self.grid, self.scale = q, k, v, band, rest, grid, scale
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grid: Grid, scale: float) -> None:
+        self.q, self.k, self.v, self.out, self.lse, self.grid, self.scale = q, k, v, out, lse, grid, scale
 
     def run(self, bands: Bands) -> None:
         block = self.grid.block
         if bands.triangle:
             queries = slice(0, min(bands.triangle * block, self.grid.n))
-            self.band.put(
-                queries, *self._attend(self.q[:, queries], self.k[:, queries], self.v[:, queries], causal=True)
-            )
+            self._put(queries, *self._attend(self.q[:, queries], self.k[:, queries], self.v[:, queries], causal=True))
         for rows in bands.wide:
             self._band(rows, bands.width)
         for rows in bands.narrow:
             self._band(rows, 1)
         for rows, columns in bands.shared:
-            queries = slice(rows.start * block, min(rows.stop * block, self.grid.n))
             keys, values = (self._columns(x, columns) for x in (self.k, self.v))
-            self.rest.put(queries, *self._attend(self.q[:, queries], keys, values))
+            for start in range(rows.start * block, min(rows.stop * block, self.grid.n), _JOINED):
+                queries = slice(start, min(start + _JOINED, rows.stop * block, self.grid.n))
+                self._join(queries, *self._attend(self.q[:, queries], keys, values))
         for count, rows in bands.single.items():
             for some in _batches(rows, max(_GATHERED // count, 1)):
                 self._gathered(some, count)
@@ -170,12 +149,12 @@ class _Heads:
                 for x in (self.k, self.v)
             ]
             out, lse = self._flash(self.q[:, queries].unflatten(1, (count, block)), *windows, mask=mask)
-            self.band.put(queries, out.flatten(1, 2), lse.flatten(1, 2))
+            self._put(queries, out.flatten(1, 2), lse.flatten(1, 2))
         for row in rows[len(whole) :]:
             queries = slice(row * block, min((row + 1) * block, grid.n))
             keys = slice(first + row * block, min(first + row * block + length, grid.m))
             some = mask[: queries.stop - queries.start, : keys.stop - keys.start].contiguous()
-            self.band.put(queries, *self._attend(self.q[:, queries], self.k[:, keys], self.v[:, keys], mask=some))
+            self._put(queries, *self._attend(self.q[:, queries], self.k[:, keys], self.v[:, keys], mask=some))
 
     def _gathered(self, rows: list[tuple[int, list[int]]], count: int) -> None:
         """Rows that each see `count` blocks of their own choice, in one call; only the last row may be ragged."""
@@ -184,7 +163,7 @@ class _Heads:
             row, columns = rows.pop()
             queries = slice(row * block, grid.n)
             keys, values = (self._columns(x, columns) for x in (self.k, self.v))
-            self.rest.put(queries, *self._attend(self.q[:, queries], keys, values))
+            self._join(queries, *self._attend(self.q[:, queries], keys, values))
             if not rows:
                 return
         index = torch.tensor([columns for _, columns in rows]).flatten()
@@ -201,7 +180,17 @@ class _Heads:
         queries = self.q[:, : whole * block].unflatten(1, (whole, block))[:, row]
         out, lse = self._flash(queries, *windows)
         places = (row[:, None] * block + torch.arange(block)).flatten()
-        self.rest.put(places, out.flatten(1, 2), lse.flatten(1, 2))
+        self._join(places, out.flatten(1, 2), lse.flatten(1, 2))
+
+    def _put(self, queries: slice, out: Tensor, lse: Tensor) -> None:
+        self.out[:, queries], self.lse[:, queries] = out, lse
+
+    def _join(self, queries: slice | Tensor, out: Tensor, lse: Tensor) -> None:
+        """Add the rest to the band: over two sets of keys, attention is the mean of both by the sums of their exponentials."""
+        both = self.out[:, queries]
+        both.lerp_(out, torch.sigmoid(lse - self.lse[:, queries]).to(out.dtype)[..., None])
+        if isinstance(queries, Tensor):  # a copy and no view
+            self.out[:, queries] = both
 
     def _columns(self, x: Tensor, columns: list[int]) -> Tensor:
         """The keys or values of some blocks: a view where the blocks follow one another."""

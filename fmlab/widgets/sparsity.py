@@ -32,8 +32,8 @@ class Sparsity(anywidget.AnyWidget):
     """Pick a layer, a query head and a pattern; its blocks are drawn over the head's true attention, and judged.
 
     `trace` is what `fm.record` gives. `pattern` (Streaming of an eighth of the text unless given), `layer` (the middle one
-    recorded) and `head` (a query head) are where it opens; `block` is for good. What was chosen is dimmed where not; the
-    figures are those of `fm.sparsity.mass_recall` and `output_error`. "Measure speed" runs the kernels on all heads of
+    recorded) and `head` (a query head) are where it opens; `block` is for good. What is not chosen is dimmed; the figures
+    are those of `fm.sparsity.mass_recall` and `output_error`. "Measure speed" runs the kernels on all heads of
     the layer, in this kernel, in a thread beside the cells; `rounds` and `seconds` say how long at most.
 
     Raises ValueError for a trace of a single block, a block that is not positive, a layer or head that there is not, and
