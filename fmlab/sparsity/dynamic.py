@@ -1,6 +1,7 @@
 """Patterns that look at queries and keys, and choose other blocks for each head and each block of queries."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ Queries = Float[Tensor, "batch heads n d"]
 Keys = Float[Tensor, "batch kv_heads m d"]
 Scores = Float[Tensor, "batch heads rows columns"]
 Chosen = Bool[Tensor, "batch heads rows columns"]
+_ROWS = 16  # of query blocks that are scored at a time: few enough to stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,12 @@ class QuestTopK(Pattern):
         grid = grid_of(q, k, block)
         low = _paged(k, block, value=torch.inf).amin(3)[:, :, None].transpose(-1, -2)
         high = _paged(k, block, value=-torch.inf).amax(3)[:, :, None].transpose(-1, -2)
-        bounds = (signed(_by_group(q, k)) @ torch.cat([high, low], -2)).flatten(1, 2)
-        bounds = _paged(bounds, block, value=-torch.inf).amax(3)
-        return BlockChoice.over(grid, q, _best(bounds, grid, self.top))
+        table, best = torch.cat([high, low], -2), q.new_full((*q.shape[:2], grid.rows, grid.columns), -torch.inf)
+        for rows, seen in _stretches(grid):
+            queries = signed(_by_group(q[:, :, rows.start * block : rows.stop * block], k))
+            bounds = (queries @ table[..., :seen]).flatten(1, 2)
+            best[:, :, rows, :seen] = _paged(bounds, block, value=-torch.inf).amax(3)
+        return BlockChoice.over(grid, q, _best(best, grid, self.top))
 
 
 @dataclass(frozen=True)
@@ -117,13 +122,19 @@ class AntiDiagonal(Pattern):
         if block % self.stride:
             raise ValueError(f"stride={self.stride} does not divide blocks of {block} tokens; give one that does")
         folds = block // self.stride
-        folded = _paged(q, self.stride).flip(3).flatten(3) / (self.stride * math.sqrt(q.shape[-1]))
-        scores = _by_group(folded, k) @ _paged(k, self.stride).flatten(3)[:, :, None].transpose(-1, -2)
-        begins = torch.arange(scores.shape[-1], device=q.device) * self.stride
-        ends = grid.past + (torch.arange(scores.shape[-2], device=q.device) + 1) * self.stride - 1
-        weights = scores.flatten(1, 2).masked_fill_(begins > ends[:, None], -torch.inf).softmax(-1)
-        worth = _paged(weights, folds).sum(3)
-        worth = pad(worth, (0, grid.columns * folds - worth.shape[-1])).unflatten(-1, (grid.columns, folds)).sum(-1)
+        queries = _paged(q, self.stride).flip(3).flatten(3)
+        keys = _paged(k, self.stride).flatten(3)[:, :, None].transpose(-1, -2)
+        begins = torch.arange(keys.shape[-1], device=q.device) * self.stride
+        ends = grid.past + (torch.arange(queries.shape[2], device=q.device) + 1) * self.stride - 1
+        worth = q.new_zeros(*q.shape[:2], grid.rows, grid.columns)
+        for rows, seen in _stretches(grid):
+            some, sees = slice(rows.start * folds, rows.stop * folds), slice(seen * folds)
+            scores = (_by_group(queries[:, :, some], k) @ keys[..., sees]).flatten(1, 2)
+            scores /= self.stride * math.sqrt(q.shape[-1])
+            weights = scores.masked_fill_(begins[sees] > ends[some, None], -torch.inf).softmax(-1)
+            by_row = _paged(weights, folds).sum(3)
+            by_row = pad(by_row, (0, seen * folds - by_row.shape[-1]))
+            worth[:, :, rows, :seen] = by_row.unflatten(-1, (seen, folds)).sum(-1)
         share = worth / worth.sum(-1, keepdim=True)
         ordered, order = share.masked_fill(grid.own, torch.inf).sort(dim=-1, descending=True, stable=True)
         value = share.gather(-1, order)
@@ -137,6 +148,13 @@ def signed(queries: Float[Tensor, "*heads n d"]) -> Float[Tensor, "*heads n twic
     return torch.cat([queries.clamp(min=0), queries.clamp(max=0)], -1)
 
 
+def _stretches(grid: Grid) -> Iterator[tuple[slice, int]]:
+    """Rows of blocks, a few at a time, and how many columns of them see: half of a square is future, and of no use."""
+    for begin in range(0, grid.rows, _ROWS):
+        end = min(begin + _ROWS, grid.rows)
+        yield slice(begin, end), -(-min(grid.past + end * grid.block, grid.m) // grid.block)
+
+
 def _by_group(q: Tensor, k: Keys) -> Tensor:
     """Query heads as (KV heads, heads of each), so that the group's keys are broadcast and not copied."""
     return q.unflatten(1, (k.shape[1], q.shape[1] // k.shape[1]))
@@ -145,7 +163,9 @@ def _by_group(q: Tensor, k: Keys) -> Tensor:
 def _paged(x: Float[Tensor, "batch heads n d"], block: int, value: float = 0.0) -> Float[Tensor, "batch heads pages block d"]:  # fmt: skip
     """The tokens in blocks, the last filled up with `value`."""
     pages = -(-x.shape[2] // block)
-    return pad(x, (0, 0, 0, pages * block - x.shape[2]), value=value).unflatten(2, (pages, block))
+    if missing := pages * block - x.shape[2]:  # `pad` copies also where nothing is missing
+        x = pad(x, (0, 0, 0, missing), value=value)
+    return x.unflatten(2, (pages, block))
 
 
 def _pooled(x: Float[Tensor, "batch heads n d"], block: int) -> Float[Tensor, "batch heads pages d"]:

@@ -20,6 +20,7 @@ from .grid import Grid
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # SDPA's own kernel; it also gives the log-sum-exp
 _FEW = 4  # rows with the same rest, from which on a call of their own pays
+_LONG = 4  # blocks in one run, from which on a call over the run where it lies is quicker than a copy of it
 _JOINED = 1_024  # queries whose rest is joined to their band at a time
 _GATHERED = 512  # blocks of keys that are copied at a time: 16 MB of keys and values at 64 dimensions in float32
 
@@ -96,7 +97,8 @@ def cut(blocks: Bool[Tensor, "rows columns"], grid: Grid) -> Bands:
         lists[row].append(column)
     for begin, end in zip([0, *changes], [*changes, grid.rows], strict=True):
         columns = lists[begin]
-        if columns and end - begin >= _FEW:
+        in_a_run = len(columns) >= _LONG and columns[-1] - columns[0] < len(columns)
+        if columns and (end - begin >= _FEW or in_a_run):
             shared.append((range(begin, end), columns))
         elif columns:
             single.setdefault(len(columns), []).extend((row, columns) for row in range(begin, end))
