@@ -4,9 +4,14 @@ Part `recall` (the default) writes data/evidence_recall.csv.gz, a row a question
 in the folder that FMLAB_DATA names) and the six dialogues, every memory at 1/16 to 1/2 of the conversation's tokens.
 Query-blind memories select once a conversation, query-aware ones once a question, and the two are never in one column.
 What a memory needs besides (an encoder's passes, a model's reading) is not in the budget; a summary's tokens are. Part
-`answers` writes data/dialogue_answers.csv: SmolLM2's greedy replies to every question of the dialogues from what each
+`answers` writes data/dialogue_answers.csv.gz: SmolLM2's greedy replies to every question of the dialogues from what each
 memory kept of a quarter of the tokens, with the whole conversation and the bare evidence beside it. An interrupted run
 goes on where it stopped.
+
+Of RollingSummary, whose model would write for days on the meetings, `recall` has the two ends between which it lies: no
+summary is refused, and the older turns are gone but for what it says; every one is, and of the older turns the newest stay
+that fit in its place. Which turns stay does not depend on what a summary says. `answers` has the model write them. Ablation
+reads a window for every turn and question, a hundred times the work of Importance, and has no row.
 """
 
 import json
@@ -86,8 +91,31 @@ MEMORIES: dict[str, tuple[list[bool], Callable[[int, bool], Memory]]] = {
     ),
     "Importance": (AWARE, lambda budget, tiny: Importance(budget, model(tiny))),
     "RollingSummary": (BLIND, lambda budget, tiny: RollingSummary(budget, model(tiny))),
+    "RollingSummary, none refused": (BLIND, lambda budget, tiny: RollingSummary(budget, model(tiny), write=said_well)),
+    "RollingSummary, all refused": (BLIND, lambda budget, tiny: RollingSummary(budget, model(tiny), write=said_nothing)),
 }
-SLOW_ON_MEETINGS = {"RollingSummary"}  # the model writes thousands of tokens a meeting and budget: days on two cores
+RECALLED = [memory for memory in MEMORIES if memory != "RollingSummary"]
+TOYS = ["Random", "Sliding", "BM25", "Semantic (MiniLM)", "RollingSummary, all refused"]
+ANSWERED = [
+    "Full",
+    "Evidence",
+    "Random",
+    "Sliding",
+    "Semantic (MiniLM)",
+    "BM25",
+    "Hybrid (Semantic, BM25)",
+    "RollingSummary",
+    "Importance",
+    "Hybrid (Semantic, Sliding)",
+]
+
+
+def said_well(lm: fm.LanguageModel, text: str, tokens: int, seed: int) -> str:
+    return "They talked."
+
+
+def said_nothing(lm: fm.LanguageModel, text: str, tokens: int, seed: int) -> str:
+    return ""
 
 
 @cache
@@ -195,7 +223,7 @@ def against_controls(table: pd.DataFrame, figure: str) -> pd.DataFrame:
     question, 95% intervals that draw whole conversations."""
     early, keys = table[table.third == "early"], ["conversation", "question", "share"]
     lines = []
-    for control in ("Random", "Sliding"):
+    for control in [name for name in ("Random", "Sliding") if name in set(early.memory)]:
         base = early[early.memory == control].set_index(keys)[figure]
         for (memory, aware, share), rows in early[early.memory != control].groupby(["memory", "query_aware", "share"]):
             mine = rows.set_index(keys)[figure]
@@ -209,26 +237,35 @@ def against_controls(table: pd.DataFrame, figure: str) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def kept(part: pd.DataFrame, name: str, digits: str) -> pd.DataFrame:
+    """Write the rows of some memories to the table of this name in place of older ones, and return the whole table."""
+    path = ROOT / "data" / name
+    older = [pd.read_csv(path)] if path.exists() else []
+    older = [table[~table.memory.isin(part.memory)] for table in older]
+    pd.concat([*older, part], ignore_index=True).to_csv(path, index=False, float_format=digits)
+    return pd.read_csv(path)
+
+
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("part", nargs="?", choices=("recall", "answers"), default="recall")
+    parser.add_argument("--memory", nargs="+", help="measure these alone; the rows of others stay as they are")
     given = parser.parse_args()
     print(f"# {machine()}")
-    (answers_of if given.part == "answers" else recall_of)(given.toy)
+    measured, toys = (ANSWERED, ["Full", "Sliding"]) if given.part == "answers" else (RECALLED, TOYS)
+    memories = given.memory or (toys if given.toy else measured)
+    if unknown := [memory for memory in memories if memory not in measured]:
+        parser.error(f"--memory {unknown[0]!r} is not measured here; there are: {'; '.join(measured)}")
+    (answers_of if given.part == "answers" else recall_of)(memories, given.toy)
 
 
-def recall_of(toy: bool) -> None:
-    """Memory by memory, the slow ones last; what is finished is on the disk after each."""
+def recall_of(memories: Sequence[str], toy: bool) -> None:
     out, parts = None if toy else ROOT / "runs" / "evidence_recall.sqlite", []
-    names = ["Random", "Sliding", "BM25", "Semantic (MiniLM)"] if toy else MEMORIES
-    for memory in names:
-        for source, count in (("dialogues", 1 if toy else 6), ("meetings", 18)):
-            if source == "dialogues" or not (toy or memory in SLOW_ON_MEETINGS):
-                grid = {"source": source, "conversation": range(count), "memory": memory, "tiny": toy}
-                parts.append(long(fm.sweep(recall, out, **grid)))
-        table = pd.concat(parts, ignore_index=True)
-        if not toy:
-            table.to_csv(ROOT / "data" / "evidence_recall.csv.gz", index=False, float_format="%.4g")
+    for memory in memories:
+        for source, count in [("dialogues", 1)] if toy else [("dialogues", 6), ("meetings", 18)]:
+            grid = {"source": source, "conversation": range(count), "memory": memory, "tiny": toy}
+            parts.append(long(fm.sweep(recall, out, **grid)))
+    table = pd.concat(parts) if toy else kept(pd.concat(parts), "evidence_recall.csv.gz", "%.4g")
     for source, rows in table.groupby("source", sort=False):
         print(f"# {source}: {rows.conversation.nunique()} conversations, {rows.question.nunique()} questions")
         print(summary(rows, ("mean", "all", "any"), ("query_aware", "memory", "share")).to_string(index=False))
@@ -236,18 +273,18 @@ def recall_of(toy: bool) -> None:
         print(against_controls(rows, "mean").to_string(index=False))
 
 
-def answers_of(toy: bool) -> None:
+def answers_of(memories: Sequence[str], toy: bool) -> None:
     out, parts = None if toy else ROOT / "runs" / "dialogue_answers.sqlite", []
-    for memory in ("Full", "Sliding") if toy else ("Full", "Evidence", *MEMORIES):
+    for memory in memories:
         grid = {"conversation": range(1 if toy else 6), "memory": memory, "share": 1 / 4, "tiny": toy}
         parts.append(long(fm.sweep(answers, out, **grid)))
-        table = pd.concat(parts, ignore_index=True)
-        if not toy:
-            table.to_csv(ROOT / "data" / "dialogue_answers.csv", index=False, float_format="%.6g")
+    table = pd.concat(parts) if toy else kept(pd.concat(parts), "dialogue_answers.csv.gz", "%.6g")
     table = table.assign(answered=table.answered.astype(float))
     answerable, never = table[table.third.notna()], table[table.third.isna()]
     print(summary(answerable, ("present", "answered"), ("query_aware", "memory")).to_string(index=False))
     print(summary(answerable, ("present", "answered"), ("query_aware", "memory", "third")).to_string(index=False))
+    print("# answered where the evidence is early, paired differences")
+    print(against_controls(answerable, "answered").to_string(index=False))
     print("# never said: answered by abstaining")
     print(summary(never, ("answered",), ("query_aware", "memory")).to_string(index=False))
 

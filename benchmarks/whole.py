@@ -10,13 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from paired import machine, options, show
+from paired import options, show
 from tqdm import tqdm
 
 from fmlab.optimizations.chat import chat
 from fmlab.optimizations.claims import CLAIMS, of_the_whole
 from fmlab.optimizations.grid import grid
+from fmlab.optimizations.machine import machine
 from fmlab.optimizations.whole import Workload, ablate, effects, interactions, settings, speedups, twos
+from fmlab.provenance import provenance
 
 SHIPPED = Path(__file__).resolve().parents[1] / "data" / "optimizations_whole.csv.gz"
 INTERACTS = 0.02  # alone over left out, from which on it is asked with what
@@ -48,8 +50,9 @@ def spoken(table: pd.DataFrame, *figures: str) -> pd.DataFrame:
     return said
 
 
-def kept(table: pd.DataFrame) -> None:
-    """Write the rows at once, in place of older ones of the same work."""
+def kept(table: pd.DataFrame, about: dict[str, object]) -> None:
+    """Write the rows and what they were measured on at once, in place of older ones of the same work."""
+    table = table.assign(**about)
     if SHIPPED.exists():
         older = pd.read_csv(SHIPPED, keep_default_na=False)
         table = pd.concat([older[~older.workload.isin(table.workload)], table])
@@ -60,14 +63,15 @@ def main() -> None:
     parser = options(__doc__.split("\n\n")[0])
     parser.add_argument("--only", choices=["chat", "grid"], help="one of the two")
     given = parser.parse_args()
-    print(f"# {machine()}")
+    about = provenance().columns | {"machine": machine()}  # before the table is written, which makes the checkout dirty
+    print(f"# {about['machine']}")
     workloads = map(with_one_switch, (chat(2), grid(1, 32))) if given.toy else (chat(40), grid(6))
     for workload in workloads:
         if given.only not in (None, workload.name):
             continue
         table = measured(workload)
         if not given.toy:
-            kept(table)
+            kept(table, about)
         worth = effects(table)
         figures = ("alone", "left_out", "share", "interaction")
         told = worth.drop(columns=["saved_seconds", "saved_low", "saved_high", "workload"])
