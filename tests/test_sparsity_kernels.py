@@ -157,6 +157,52 @@ def test_without_a_compiler_flex_is_an_error_and_auto_goes_on_without_it(monkeyp
     assert "no flex" in str(plan) and str(plan).startswith(plan.kernel)
 
 
+def test_a_compiler_that_fails_is_an_error_of_flex_and_told_by_auto(monkeypatch, caplog):
+    from torch._inductor.exc import InductorError
+
+    def fails(*args, **options):
+        raise InductorError(RuntimeError("C++ compile error\nand all it said"), None)
+
+    monkeypatch.setattr(dispatch, "compiler", lambda: "c++")
+    monkeypatch.setattr(flex, "compiler", lambda: "c++")
+    monkeypatch.setattr(flex, "_compiled", lambda: fails)
+    monkeypatch.setattr(dispatch, "_plans", {})
+    q, k, v = tensors(8, 8)
+    choice = Streaming(2, 2).blocks(q, k, 4)
+    says = r"could not compile the kernel 'flex' \(RuntimeError: C\+\+ compile error\); mend .* CXX, .*'gather'"
+    with pytest.raises(fm.sparsity.NoCompiler, match=says):
+        fm.sparsity.attention(q, k, v, choice, "flex")
+    plan = fm.sparsity.plan(q, k, v, choice)
+    assert set(plan.seconds) == {"dense", "gather"} and "C++ compile error" in plan.left_out["flex"]
+    assert "no flex: torch could not compile" in str(plan) and "measured without the kernel 'flex'" in caplog.text
+    agrees("auto", q, k, v, choice)
+
+
+def test_flex_names_a_data_type_that_it_does_not_take_and_auto_leaves_it_out(monkeypatch):
+    monkeypatch.setattr(dispatch, "_plans", {})
+    q, k, v = tensors(8, 8, dtype=torch.float64)
+    choice = Streaming(2, 2).blocks(q, k, 4)
+    with pytest.raises(ValueError, match="takes torch.float32, .*, and these tensors are torch.float64; .*'gather'"):
+        fm.sparsity.attention(q, k, v, choice, "flex")
+    plan = fm.sparsity.plan(q, k, v, choice)
+    assert set(plan.seconds) == {"dense", "gather"} and "torch.float64" in plan.left_out["flex"]
+    agrees("auto", q, k, v, choice)
+    assert all(flex.refused_dtype(q.to(dtype)) is None for dtype in (torch.float32, torch.float16, torch.bfloat16))
+
+
+@pytest.mark.parametrize("kernel", ["auto", *dispatch.KERNELS])
+@pytest.mark.parametrize("size", [(0, 0), (0, 5)], ids=str)
+def test_no_query_gives_an_empty_tensor_and_runs_no_kernel(kernel, size, monkeypatch):
+    for name in dispatch.KERNELS:  # one of them ends the process
+        monkeypatch.setitem(dispatch.KERNELS, name, lambda *args: pytest.fail("a kernel was run"))
+    for dtype in (torch.float32, torch.float64):
+        q, k, v = tensors(*size, dtype=dtype)
+        out = fm.sparsity.attention(q, k, v, Streaming(2, 2).blocks(q, k, 4), kernel)
+        assert out.shape == q.shape and out.dtype == dtype
+    with pytest.raises(ValueError, match=r"\(2, 6, 0, 8\) hold nothing to measure"):
+        fm.sparsity.plan(q, k, v, Streaming(2, 2).blocks(q, k, 4))
+
+
 def test_auto_takes_the_fastest_and_measures_once(monkeypatch):
     import time
 
