@@ -181,6 +181,12 @@ def test_samples_do_not_see_each_other_and_inputs_stay(pattern):
     assert pattern.blocks(q[:, :, :0], k, 4).density == 1.0  # no query, nothing left out
 
 
+@pytest.mark.parametrize("pattern", [p for p, _ in CASES] + [Oracle(0.4)], ids=repr)
+def test_of_an_empty_text_nothing_is_chosen(pattern):
+    choice = pattern.blocks(*tensors(0, 0), 4)
+    assert choice.blocks.shape == (1, HEADS, 0, 0) and choice.mask().shape == (1, HEADS, 0, 0) and choice.density == 1.0
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

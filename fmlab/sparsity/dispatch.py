@@ -139,6 +139,8 @@ def _checked(q: Tensor, k: Tensor, v: Tensor, choice: BlockChoice, scale: float 
     grid = grid_of(q, k, choice.block)
     if v.shape != k.shape:
         raise ValueError(f"values {tuple(v.shape)} are not of the shape of the keys {tuple(k.shape)}")
+    if v.dtype != k.dtype:
+        raise ValueError(f"values are {v.dtype} and keys {k.dtype}; give all in one data type")
     wanted, given = (*q.shape[:2], grid.n, grid.m), (*choice.blocks.shape[:2], choice.n, choice.m)
     if wanted != given:
         raise ValueError(f"the choice is for (batch, heads, queries, keys) {given}, and these tensors are {wanted}")

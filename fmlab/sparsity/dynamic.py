@@ -205,5 +205,5 @@ def _along_diagonals(weights: Float[Tensor, "batch heads last m"]) -> Float[Tens
     # Reversed, distance o of row r lies at column o + (last - 1 - r): a view whose rows begin one element earlier each.
     rows = pad(weights.flip(-1), (0, last)).contiguous()
     width = m + last
-    shape, stride = (batch, heads, last, m), (heads * last * width, last * width, width - 1, 1)
+    shape, stride = (batch, heads, last, m), (heads * last * width, last * width, max(width - 1, 0), 1)
     return rows.as_strided(shape, stride, max(last - 1, 0)).sum(2)

@@ -58,8 +58,16 @@ class Intersection(Pattern):
 def grid_of(q: Float[Tensor, "_ _ _ _"], k: Float[Tensor, "_ _ _ _"], block: int) -> Grid:
     """The grid of these queries and keys.
 
-    Raises ValueError where batch or head dimension differ, or query heads are no multiple of the KV heads.
+    Raises ValueError for tensors that are not 4-D, where batch, head dimension or data type differ, and where query heads
+    are no multiple of the KV heads.
     """
+    for name, x in (("queries", q), ("keys", k)):
+        if x.ndim != 4:
+            raise ValueError(
+                f"{name} of shape {tuple(x.shape)}; give (batch, heads, tokens, d), for one sample {name}[None]"
+            )
+    if q.dtype != k.dtype:
+        raise ValueError(f"queries are {q.dtype} and keys {k.dtype}; give both in one data type")
     (batch, heads, n, d), (others, kv_heads, m, width) = q.shape, k.shape
     if batch != others or d != width:
         raise ValueError(f"queries {tuple(q.shape)} and keys {tuple(k.shape)} differ in batch or in head dimension")
@@ -68,7 +76,9 @@ def grid_of(q: Float[Tensor, "_ _ _ _"], k: Float[Tensor, "_ _ _ _"], block: int
     return Grid(n, m, block, q.device)
 
 
-def at_least(name: str, value: int, least: int) -> None:
-    """Raises ValueError for a count below `least`."""
+def at_least(name: str, value: object, least: int) -> None:
+    """Raises ValueError for what is no whole number, and a count below `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name}={value!r} is no whole number; give {least} or more")
     if value < least:
         raise ValueError(f"{name}={value}; give {least} or more")

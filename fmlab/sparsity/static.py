@@ -50,7 +50,8 @@ class LocalGlobal(Pattern):
     """Longformer (arXiv:2004.05150, section 3.1), causal: a window, and global tokens that all see and that see all.
 
     `window` counts the query and those before it; Longformer's own, which looks both ways, is 2 (window - 1).
-    `positions` are the places of the global tokens in the text; those beyond its end are left out.
+    `positions` are the places of the global tokens in the text; those beyond its end are left out. Longformer's global
+    tokens have projections of their own for queries, keys and values; here they have those of all others.
     """
 
     window: int = 1_024
@@ -58,6 +59,7 @@ class LocalGlobal(Pattern):
 
     def __post_init__(self) -> None:
         at_least("window", self.window, 1)
+        object.__setattr__(self, "positions", tuple(self.positions))  # a list would have no hash
         for position in self.positions:
             at_least("a global position", position, 0)
 
