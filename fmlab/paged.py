@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from .sparsity.dispatch import Plan
 from .sparsity.dynamic import signed
 from .sparsity.pages import over_pages
 from .view import normal_tensors
@@ -164,10 +165,15 @@ class PagedLayer(CacheLayerMixin):
 
 
 class PagedCache(Cache):
-    """A transformers cache whose layers keep pages of `block` tokens, each with the bounds that Quest chooses by."""
+    """A transformers cache whose layers keep pages of `block` tokens, each with the bounds that Quest chooses by.
+
+    `plans` is what `kernel="auto"` found in the `sparse` that yielded the cache, over whichever cache it ran: for each
+    (shape of queries, shape of keys) the Plan, whose `str` says which kernel and why. A single query needs none.
+    """
 
     def __init__(self, layers: int, block: int = 64):
         self.block = block
+        self.plans: dict[tuple, Plan] = {}
         super().__init__(layers=[PagedLayer(self) for _ in range(layers)])
 
     def __repr__(self) -> str:

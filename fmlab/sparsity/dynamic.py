@@ -24,9 +24,10 @@ _ROWS = 16  # of query blocks that are scored at a time: few enough to stay in t
 class VerticalSlash(Pattern):
     """MInference (arXiv:2407.02490, section 3.2 and algorithm 2): the best `vertical` keys and `slash` diagonals.
 
-    The last `last` queries attend to everything, for every head apart; the keys and the distances i - j of which those
-    queries make most are what all queries see. Distance 0 is always one of the diagonals. Rounded outwards: a diagonal
-    fills the one or two diagonals of blocks it runs through, a key its whole column, so few of each go a long way.
+    To find them, the last `last` queries are scored against all keys, for every head apart; the keys and the distances
+    i - j of which they make most are what all queries see, those last ones themselves no more than others. Distance 0 is
+    always one of the diagonals. Rounded outwards: a diagonal fills the one or two diagonals of blocks it runs through, a
+    key its whole column, so few of each go a long way.
     """
 
     vertical: int = 16
@@ -78,7 +79,8 @@ class QuestTopK(Pattern):
 
     The bound of a page is the sum over dimensions of max(q x least, q x greatest) of its keys. A page is a block; the
     own one is always chosen. Quest is made for decode, where one query chooses; of a block of queries the greatest
-    bound counts, so that no query's best page is passed over for what others like on average.
+    bound counts, so that no query's best page is passed over for what others like on average. The paper keeps the first
+    two layers dense and has pages of 16 tokens; here it is all layers, and pages of the block that is given.
     """
 
     top: int = 16

@@ -1,5 +1,6 @@
 """The base of every pattern: queries and keys in, a choice of blocks out; and patterns joined by | and &."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ from .grid import Grid
 class Pattern(ABC):
     """A frozen dataclass with one method, `blocks`. `a | b` and `a & b` are patterns too.
 
-    What a pattern lets a query see is rounded outwards to whole blocks.
+    What a pattern lets a query see is rounded outwards to whole blocks. One that looks at queries and keys takes attention
+    to be the softmax of q·k / sqrt(d); for a model that scales otherwise give it `rescaled` queries.
     """
 
     @abstractmethod
@@ -74,6 +76,12 @@ def grid_of(q: Float[Tensor, "_ _ _ _"], k: Float[Tensor, "_ _ _ _"], block: int
     if kv_heads == 0 or heads % kv_heads:
         raise ValueError(f"{heads} query heads over {kv_heads} KV heads; give a multiple of the KV heads")
     return Grid(n, m, block, q.device)
+
+
+def rescaled(q: Float[Tensor, "batch heads n d"], scale: float) -> Float[Tensor, "batch heads n d"]:
+    """The queries whose q·k / sqrt(d) is `scale` times q·k: what a pattern is given for attention of that scale."""
+    factor = scale * math.sqrt(q.shape[-1])
+    return q if math.isclose(factor, 1) else q * factor
 
 
 def at_least(name: str, value: object, least: int) -> None:
