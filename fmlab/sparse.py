@@ -65,7 +65,7 @@ class Run:
                 raise ValueError(
                     f"a cache with pages of {pages.cache.block} tokens in a run with blocks of {self.block}"
                 )
-            return pages.attend(query, scaling, self.pattern.top)
+            return pages.attend(query, scaling, self.pattern.top, self.pattern.together)
         choice = self.pattern.blocks(rescaled(query.detach(), scaling), key.detach(), self.block)
         if one and torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
             return attention(query, key, value, choice, "dense", scaling)  # one row of a mask, with its gradient

@@ -42,6 +42,7 @@ FULL = SlidingBlocks(10_000)
 PATTERNS = [
     Streaming(2, 9),
     QuestTopK(2),
+    QuestTopK(2, together=True),
     VerticalSlash(1, 3, 4),
     AntiDiagonal(0.4, 4),
     BlockTopK(2) & Streaming(0, 30),

@@ -80,10 +80,13 @@ class QuestTopK(Pattern):
     The bound of a page is the sum over dimensions of max(q x least, q x greatest) of its keys. A page is a block; the
     own one is always chosen. Quest is made for decode, where one query chooses; of a block of queries the greatest
     bound counts, so that no query's best page is passed over for what others like on average. The paper keeps the first
-    two layers dense and has pages of 16 tokens; here it is all layers, and pages of the block that is given.
+    two layers dense and has pages of 16 tokens; here it is all layers, and pages of the block that is given. There each
+    query head chooses for itself; `together` those of a KV head choose the same pages, by the greatest bound that any of
+    them has, so that a page is read once and not once for each.
     """
 
     top: int = 16
+    together: bool = False
 
     def __post_init__(self) -> None:
         at_least("top", self.top, 1)
@@ -97,7 +100,10 @@ class QuestTopK(Pattern):
             queries = signed(_by_group(q[:, :, rows.start * block : rows.stop * block], k))
             bounds = (queries @ table[..., :seen]).flatten(1, 2)
             best[:, :, rows, :seen] = _paged(bounds, block, value=-torch.inf).amax(3)
-        return BlockChoice.over(grid, q, _best(best, grid, self.top))
+        if not self.together:
+            return BlockChoice.over(grid, q, _best(best, grid, self.top))
+        chosen = _best(_by_group(best, k).amax(2), grid, self.top)
+        return BlockChoice.over(grid, q, chosen.repeat_interleave(q.shape[1] // k.shape[1], 1))
 
 
 @dataclass(frozen=True)
