@@ -6,7 +6,7 @@ prefill that is spent in SDPA, `bound` what Amdahl's law allows with the density
 else as long), `speed-up` what came of it. Decode: choosing pages and attending, for one layer, against SDPA over all keys
 (stock: as transformers calls it; packed: the query heads of a KV head side by side), each call over another layer's
 cache, as in a model, so that keys come from memory. `with update`: what a step does to its cache counted in, where the
-stock cache copies all it holds.
+stock cache copies all it holds. `together`: the query heads of a KV head choose the same pages.
 """
 
 from collections.abc import Callable, Iterator
@@ -128,26 +128,42 @@ def decode(tokens: int, heads: int, kv_heads: int, share: float, block: int, lay
     def quest() -> torch.Tensor:
         return cache.layers[at()].attend(q, d**-0.5, top)
 
+    def together() -> torch.Tensor:
+        return cache.layers[at()].attend(q, d**-0.5, top, together=True)
+
     def updated_stock() -> torch.Tensor:
         layer = stock.layers[at()]
         keys, values = layer.update(*new)
         layer.crop(-1)
         return scaled_dot_product_attention(q, keys, values, enable_gqa=heads != kv_heads)
 
-    def updated_quest() -> torch.Tensor:
+    def updated_quest(together: bool = False) -> torch.Tensor:
         layer = cache.layers[at()]
         layer.update(*new)
-        output = layer.attend(q, d**-0.5, top)
+        output = layer.attend(q, d**-0.5, top, together)
         layer.crop(-1)
         return output
 
-    rows = []
-    quest()
-    read, whole = cache.read_nbytes, 2 * kv_heads * tokens * d * 4
-    pairs = {"stock": (as_stock, quest), "packed": (packed, quest), "with update": (updated_stock, updated_quest)}
+    def updated_together() -> torch.Tensor:
+        return updated_quest(together=True)
+
+    rows, whole = [], 2 * kv_heads * tokens * d * 4
+    pairs = {
+        "stock": (as_stock, quest),
+        "packed": (packed, quest),
+        "with update": (updated_stock, updated_quest),
+        "stock, together": (as_stock, together),
+        "packed, together": (packed, together),
+        "with update, together": (updated_stock, updated_together),
+    }
     for name, (baseline, candidate) in pairs.items():
+        if name.endswith("together") and heads == kv_heads:
+            continue  # each chooses for itself, together or not
         with torch.no_grad():
             row = ratio(baseline, candidate, rounds, warm_up=layers)
+            for layer in cache.layers:
+                layer.read_nbytes = 0
+            candidate()
         rows.append(
             {
                 "tokens": tokens,
@@ -159,7 +175,7 @@ def decode(tokens: int, heads: int, kv_heads: int, share: float, block: int, lay
                 "high": round(1 / row["low"], 2),
                 "full us": round(row["baseline_ms"] * 1e3),
                 "us": round(row["candidate_ms"] * 1e3),
-                "MB read": round(read / 1e6, 2),
+                "MB read": round(cache.read_nbytes / 1e6, 2),
                 "of": round(whole / 1e6, 2),
                 "n": rounds,
             }

@@ -35,6 +35,7 @@ from fmlab.sparsity import (
     mass_recall,
     output_error,
 )
+from fmlab.sparsity.pattern import rescaled
 
 ROOT = Path(__file__).resolve().parents[1]
 FACTS = 3
@@ -101,7 +102,7 @@ def on_recorded(trace: fm.Trace, pattern: Pattern, block: int) -> dict[str, floa
     found = []
     for queries, keys, values in zip(trace.queries, trace.keys, trace.values, strict=True):
         q, k, v = queries[None].float(), keys[None].float(), values[None].float()
-        choice = pattern.blocks(q, k, block)
+        choice = pattern.blocks(rescaled(q, trace.scaling), k, block)
         mass, error = mass_recall(q, k, choice, trace.scaling), output_error(q, k, v, choice, trace.scaling)
         found.append((choice.density, float(mass.mean()), float(error.mean())))
     return dict(zip(("density", "mass_recall", "output_error"), pd.DataFrame(found).mean(), strict=True))

@@ -7,8 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from .sparsity.dispatch import Plan
 from .sparsity.dynamic import signed
-from .sparsity.pages import over_pages
+from .sparsity.pages import over_common_pages, over_pages
 from .view import normal_tensors
 
 PAGES = "fmlab_pages"  # the layer hangs itself on the key tensor it returns, as in `attach`
@@ -64,19 +65,35 @@ class PagedLayer(CacheLayerMixin):
         self.read_nbytes = 0
         return keys, values
 
-    def attend(self, query: Float[Tensor, "batch heads 1 d"], scaling: float, top: int) -> Float[Tensor, "_ heads 1 d"]:
-        """Attention of one query over the `top` pages of the greatest bound on q·k, the last one always among them."""
+    def attend(
+        self, query: Float[Tensor, "batch heads 1 d"], scaling: float, top: int, together: bool = False
+    ) -> Float[Tensor, "batch heads 1 d"]:
+        """Attention of one query over the `top` pages of the greatest bound on q·k, the last one always among them.
+
+        With `together` the query heads of a KV head choose as one, and read each page once.
+        """
+        if together and torch.is_grad_enabled() and query.requires_grad:
+            raise RuntimeError(
+                "the derivative of a decode step over pages is not implemented; run it in torch.no_grad()"
+            )
         batch, heads, _, d = query.shape
         kv_heads, block = self._keys.shape[1], self.cache.block
         count = -(-self.seen // block)
         if top >= count:
-            pages = torch.arange(count, device=query.device).expand(batch, heads, -1)
+            pages = torch.arange(count, device=query.device).expand(batch, kv_heads if together else heads, -1)
         else:
             table = self._bounds.flatten(0, 1)[..., :count]  # (batch x KV heads, 2 d, pages)
             bounds = torch.bmm(signed(query.detach().reshape(batch * kv_heads, -1, d)), table)
-            bounds[..., -1] = torch.inf
-            pages = bounds.topk(top, -1, sorted=False).indices.view(batch, heads, top)
-        output = over_pages(query, self.keys, self.values, pages, block, scaling)
+            if together:  # the last page last
+                best = bounds.amax(1)[:, :-1].topk(top - 1, -1, sorted=False).indices
+                pages = torch.nn.functional.pad(best, (0, 1), value=count - 1).view(batch, kv_heads, top)
+            else:
+                bounds[..., -1] = torch.inf
+                pages = bounds.topk(top, -1, sorted=False).indices.view(batch, heads, top)
+        if together:
+            output = over_common_pages(query, self._keys, self._values, pages, block, self.seen, scaling)
+        else:
+            output = over_pages(query, self.keys, self.values, pages, block, scaling)
         item = self._keys.element_size()
         self.read_nbytes = (pages.numel() * block * 2 * d + (top < count) * batch * kv_heads * count * 2 * d) * item
         return output
@@ -164,10 +181,15 @@ class PagedLayer(CacheLayerMixin):
 
 
 class PagedCache(Cache):
-    """A transformers cache whose layers keep pages of `block` tokens, each with the bounds that Quest chooses by."""
+    """A transformers cache whose layers keep pages of `block` tokens, each with the bounds that Quest chooses by.
+
+    `plans` is what `kernel="auto"` found in the `sparse` that yielded the cache, over whichever cache it ran: for each
+    (shape of queries, shape of keys) the Plan, whose `str` says which kernel and why. A single query needs none.
+    """
 
     def __init__(self, layers: int, block: int = 64):
         self.block = block
+        self.plans: dict[tuple, Plan] = {}
         super().__init__(layers=[PagedLayer(self) for _ in range(layers)])
 
     def __repr__(self) -> str:
@@ -192,7 +214,7 @@ class PagedCache(Cache):
     def read_nbytes(self) -> int:
         """Bytes of keys, values and bounds that the last call read by choosing pages, over all layers; 0 if it chose none.
 
-        A page that several query heads of a KV head chose counts as often."""
+        A page that several query heads of a KV head chose apart counts as often."""
         return sum(layer.read_nbytes for layer in self.layers)
 
     def check_order(self, layer: PagedLayer) -> None:

@@ -12,21 +12,23 @@ from transformers.masking_utils import AttentionMaskInterface, causal_mask_funct
 from .attach import FINITE, SPARSE, TAG, attached, refuse, refuse_padding, unreachable
 from .live import FiniteLayer
 from .paged import PAGES, PagedCache, PagedLayer
-from .sparsity.dispatch import KERNELS, attention, plan
+from .sparsity.dispatch import KERNELS, Plan, attention, plan
 from .sparsity.dynamic import QuestTopK
 from .sparsity.pages import over_pages, pages_of
-from .sparsity.pattern import Pattern
+from .sparsity.pattern import Pattern, rescaled
 
 
 class Run:
     """One `with fm.sparse(...)`: what its model attends by."""
 
-    def __init__(self, model: PreTrainedModel, pattern: Pattern, block: int, kernel: str, inside_finite: bool):
+    def __init__(
+        self, model: PreTrainedModel, pattern: Pattern, block: int, kernel: str, inside_finite: bool, plans: dict
+    ):
         self.pattern, self.block, self.kernel, self.inside_finite = pattern, block, kernel, inside_finite
+        self.plans: dict[tuple, Plan] = plans  # what "auto" found, by the shapes of queries and keys
         self.modules = frozenset(model.modules())
         self.configs = [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
         self.reached = False  # an attention of the model came to us since its last call
-        self._measured: dict[tuple, str] = {}  # the kernel that "auto" found for a shape
 
     def attend(
         self, module: Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
@@ -57,24 +59,26 @@ class Run:
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float, pages: PagedLayer | None = None
     ) -> Tensor:
         """Attention over what the pattern chooses; `pages` is the cache layer that knows the bounds of the keys' pages."""
-        if pages is not None and query.shape[2] == 1 and isinstance(self.pattern, QuestTopK):
+        one = query.shape[2] == 1
+        if pages is not None and one and type(self.pattern) is QuestTopK:  # a subclass may choose otherwise
             if pages.cache.block != self.block:
                 raise ValueError(
                     f"a cache with pages of {pages.cache.block} tokens in a run with blocks of {self.block}"
                 )
-            return pages.attend(query, scaling, self.pattern.top)
-        choice = self.pattern.blocks(query.detach(), key.detach(), self.block)
-        if self.kernel != "auto":
-            return attention(query, key, value, choice, self.kernel, scaling)
-        if query.shape[2] > 1:
-            kind = (query.shape, key.shape)
-            if kind not in self._measured:
-                self._measured[kind] = plan(query, key, value, choice, scaling).kernel
-            return attention(query, key, value, choice, self._measured[kind], scaling)
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
+            return pages.attend(query, scaling, self.pattern.top, self.pattern.together)
+        choice = self.pattern.blocks(rescaled(query.detach(), scaling), key.detach(), self.block)
+        if one and torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
             return attention(query, key, value, choice, "dense", scaling)  # one row of a mask, with its gradient
-        numbers, shown = pages_of(choice)
-        return over_pages(query, key, value, numbers, self.block, scaling, shown)
+        if one:
+            numbers, shown = pages_of(choice)
+            return over_pages(query, key, value, numbers, self.block, scaling, shown)
+        kernel = self.kernel
+        if kernel == "auto":
+            kind = tuple(query.shape), tuple(key.shape)
+            if kind not in self.plans:
+                self.plans[kind] = plan(query, key, value, choice, scaling)
+            kernel = self.plans[kind].kernel
+        return attention(query, key, value, choice, kernel, scaling)
 
     def check_reached(self, model: PreTrainedModel, args: tuple, output: object) -> None:
         """After a call of the model: raise ValueError where it attended by itself."""
@@ -88,9 +92,15 @@ def sparse(model: PreTrainedModel, pattern: Pattern, block: int = 64, kernel: st
     """Within it every attention of the model reads only the blocks of keys that `pattern` chooses.
 
     It holds for a plain call, chunks of a prefill over any cache that keeps all it was given, and `generate`. What a
-    query sees is `pattern.blocks(q, k, block)` of its call: its choice depends on how the text is cut into calls where
-    the pattern looks at queries. `kernel` is as for `fm.sparsity.attention`; "auto" measures at the first layer of every
-    new shape (seconds, where flex is compiled), so name one for short runs, and reads a decode step page by page.
+    query sees is `pattern.blocks(q, k, block)` of its call, whose blocks of queries are counted from its first. So the
+    choice depends on how the text is cut into calls where the pattern looks at queries, and also where a call does not
+    begin on a whole block: there a pattern of positions rounds outwards over other rows, never below its own rule, and
+    BigBird draws anew. Patterns that look at queries and keys see the model's own scale of q·k.
+
+    `kernel` is as for `fm.sparsity.attention`; "auto" measures at the first layer of every new shape (seconds, where flex
+    is compiled), so name one for short runs; what it found is in the `plans` of the cache that is yielded. A decode step
+    is no matter of kernels: with any of them a single query reads its pages where they lie, or, where a gradient is asked
+    for, runs dense under its mask.
 
     Yields a `PagedCache` to be passed as `past_key_values`. Over it a decode step under QuestTopK chooses from bounds that
     are kept page by page and reads no other keys and values. Over a stock DynamicCache the outcome is the same, but the
@@ -101,6 +111,8 @@ def sparse(model: PreTrainedModel, pattern: Pattern, block: int = 64, kernel: st
     `finite`: the first call attends by the pattern, then the policy evicts, and all later calls attend fully to what it
     kept. The policy sees queries, keys and values as the sparse layers below made them; the attention weights that it asks
     for are those of full attention by them, blocks that the pattern left out included.
+
+    Keys and values must have the same head dimension: models like DeepSeek-V3, whose values are narrower, are refused.
 
     Raises RuntimeError inside another `sparse` of the same model, and in `finite` inside `sparse`; ValueError for a model
     whose attention cannot be reached, a text longer than a layer's own sliding window, a cap on logits, sinks of the
@@ -116,11 +128,12 @@ def sparse(model: PreTrainedModel, pattern: Pattern, block: int = 64, kernel: st
         raise ValueError(f"kernel={kernel!r}; give 'auto', {', '.join(map(repr, KERNELS))}")
     inside_finite = isinstance(model, PreTrainedModel) and model.config._attn_implementation == FINITE.name
     with attached(model, SPARSE):
-        run = Run(model, pattern, block, kernel, inside_finite)
+        cache = PagedCache(model.config.get_text_config(decoder=True).num_hidden_layers, block)
+        run = Run(model, pattern, block, kernel, inside_finite, cache.plans)
         watch = model.register_forward_hook(run.check_reached)
         _runs.append(run)
         try:
-            yield PagedCache(model.config.get_text_config(decoder=True).num_hidden_layers, block)
+            yield cache
         finally:
             _runs.remove(run)
             watch.remove()

@@ -30,9 +30,17 @@ def test_every_pattern_is_a_line_and_the_oracle_the_bound():
     assert figure.layout.xaxis.type == "log" and "density" in figure.layout.xaxis.title.text
 
 
-def test_of_speed_the_oracle_says_nothing():
+def test_over_speed_the_oracle_is_at_its_ideal():
     figure = figures.sparsity_pareto(TABLE, "speedup", "output_error")
-    assert [line.name for line in figure.data] == ["Streaming", "Odd&lt;b&gt;"]
+    assert [line.name for line in figure.data] == ["Streaming", "Odd&lt;b&gt;", "Oracle at 1/density (a bound)"]
+    oracle = figure.data[2]
+    assert (oracle.mode, oracle.line.dash, oracle.line.color) == ("lines", "dash", figures.NEUTRAL)
+    assert list(oracle.x) == [2.5, 10] and list(oracle.y) == pytest.approx([0.1, 0.4])
+    assert [setting for setting, _ in oracle.customdata] == ["Oracle(0.4)", "Oracle(0.1)"]
+    unmeasured = TABLE.assign(speedup=TABLE["speedup"].mask(TABLE["pattern"] == "Oracle"))
+    assert figures.sparsity_pareto(unmeasured, "speedup", "output_error") == figure
+    alone = TABLE[TABLE["pattern"] != "Oracle"].drop(columns="density")
+    assert len(figures.sparsity_pareto(alone, "speedup").data) == 2
     assert list(figure.data[0].x) == [1.25, 5] and list(figure.data[0].y) == pytest.approx([0.1, 0.4])
     assert (
         list(figure.data[0].error_x.arrayminus) == pytest.approx([0.25, 1.0]) and figure.data[0].error_y.array is None
@@ -58,6 +66,8 @@ def test_without_intervals_there_are_no_bars():
         (TABLE.assign(density=1.2), {}, r"density=1.2 of Oracle\(0.4\) is none from 0 to 1"),
         (TABLE.assign(mass_recall=math.nan), {}, "mass_recall=nan"),
         (TABLE.assign(speedup=0.0), {"x": "speedup"}, "speedup=0.0 has no place on a logarithmic axis"),
+        (TABLE.drop(columns="density"), {"x": "speedup"}, "the table has no column 'density'"),
+        (TABLE.assign(density=0.0), {"x": "speedup"}, "density=0.0 has no place"),
         (TABLE.assign(output_error=-1.0), {"y": "output_error"}, "output_error=-1.0 of .* is none 0 or more"),
     ],
 )

@@ -48,15 +48,16 @@ def test_what_is_stored_and_its_bounds(calls, block, drop):
     assert torch.equal(known(layer), bounds(layer))
 
 
-def reference(q, layer, top, block):
+def reference(q, layer, top, block, together=False):
     keys, values = layer.keys.contiguous(), layer.values.contiguous()
-    return fm.sparsity.attention(q, keys, values, QuestTopK(top).blocks(q, keys, block), "dense", 0.3)
+    return fm.sparsity.attention(q, keys, values, QuestTopK(top, together).blocks(q, keys, block), "dense", 0.3)
 
 
 @pytest.mark.parametrize("heads", [(1, 1), (6, 2), (9, 3), (4, 4)], ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("top", [1, 2, 4, 100])
-def test_every_step_is_the_pattern_over_the_same_tensors(heads, batch, top):
+@pytest.mark.parametrize("together", [False, True])
+def test_every_step_is_the_pattern_over_the_same_tensors(heads, batch, top, together):
     (query_heads, kv_heads), block = heads, 4
     keys, values = some(batch, kv_heads, 40)
     queries = some(batch, query_heads, 40, seed=1)[0]
@@ -66,30 +67,33 @@ def test_every_step_is_the_pattern_over_the_same_tensors(heads, batch, top):
         now = slice(step, step + 1)
         key, _ = cache.update(keys[:, :, now], values[:, :, now], 0)
         layer, q = getattr(key, PAGES), queries[:, :, now]
-        assert float((layer.attend(q, 0.3, top) - reference(q, layer, top, block)).abs().max()) < 1e-12
-        pages = min(top, -(-(step + 1) // block))
-        chosen = batch * query_heads * pages * block * 16 * 8  # keys and values of 8 dimensions, 8 bytes each
+        ours, theirs = layer.attend(q, 0.3, top, together), reference(q, layer, top, block, together)
+        assert float((ours - theirs).abs().max()) < 1e-12
+        pages, choosing = min(top, -(-(step + 1) // block)), kv_heads if together else query_heads
+        chosen = batch * choosing * pages * block * 16 * 8  # keys and values of 8 dimensions, 8 bytes each
         scored = 0 if pages == -(-(step + 1) // block) else batch * kv_heads * -(-(step + 1) // block) * 16 * 8
         assert cache.read_nbytes == chosen + scored
 
 
 @pytest.mark.parametrize("seen", [77, 80])
-def test_pages_that_are_not_chosen_are_not_read(seen):
+@pytest.mark.parametrize("together", [False, True])
+def test_pages_that_are_not_chosen_are_not_read(seen, together):
     block, top = 4, 2
     keys, values = some(2, 2, seen, dtype=torch.float32)
     q = some(2, 6, 1, seed=5, dtype=torch.float32)[0]
     layer = filled(keys, values, [seen - 1, 1], block).layers[0]
-    wanted = reference(q, layer, top, block)
-    chosen = QuestTopK(top).blocks(q, keys, block).blocks[:, :, 0].unflatten(1, (2, 3)).any(2)
+    wanted = reference(q, layer, top, block, together)
+    chosen = QuestTopK(top, together).blocks(q, keys, block).blocks[:, :, 0].unflatten(1, (2, 3)).any(2)
+    assert not together or (chosen.sum(-1) == top).all()
     read = torch.nn.functional.pad(chosen.repeat_interleave(block, -1)[..., :seen], (0, layer._keys.shape[2] - seen))
     assert 0 < int(read.sum()) < read.numel() / 2
     for stored in (layer._keys, layer._values):
         stored.masked_fill_(~read[..., None], torch.nan)
-    assert torch.allclose(layer.attend(q, 0.3, top), wanted, atol=1e-5)
-    assert not reference(q, layer, top, block).isfinite().all()  # what reads them all finds them
+    assert torch.allclose(layer.attend(q, 0.3, top, together), wanted, atol=1e-5)
+    assert not reference(q, layer, top, block, together).isfinite().all()  # what reads them all finds them
     for stored in (layer._keys, layer._values):
         stored.masked_fill_(read[..., None], torch.nan)
-    assert layer.attend(q, 0.3, top).isnan().all()
+    assert layer.attend(q, 0.3, top, together).isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
@@ -121,12 +125,12 @@ def test_heads_that_see_unequally_many_blocks():
     assert pages[0, 1].tolist() == [4, 4, 4]
 
 
-def test_a_gradient_through_a_step_is_an_error_and_not_a_zero():
+@pytest.mark.parametrize("together", [False, True])
+def test_a_gradient_through_a_step_is_an_error_and_not_a_zero(together):
     keys, values = some(1, 2, 9)
     q = some(1, 2, 1)[0].requires_grad_(True)
-    output = filled(keys, values, [9]).layers[0].attend(q, 0.3, 2)
     with pytest.raises(RuntimeError, match="derivative .* is not implemented"):
-        output.sum().backward()
+        filled(keys, values, [9]).layers[0].attend(q, 0.3, 2, together).sum().backward()
 
 
 def test_storage_doubles_and_is_not_copied_at_every_step():

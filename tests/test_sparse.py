@@ -9,7 +9,15 @@ import torch
 from test_live import gemma
 from test_refused import Closed
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    StaticCache,
+)
 from transformers.masking_utils import AttentionMaskInterface
 
 import fmlab as fm
@@ -34,6 +42,7 @@ FULL = SlidingBlocks(10_000)
 PATTERNS = [
     Streaming(2, 9),
     QuestTopK(2),
+    QuestTopK(2, together=True),
     VerticalSlash(1, 3, 4),
     AntiDiagonal(0.4, 4),
     BlockTopK(2) & Streaming(0, 30),
@@ -66,15 +75,15 @@ def under_mask(model, ids, visible):
         model.set_attn_implementation(before)
 
 
-def chosen(pattern, calls, block=BLOCK):
-    """What is seen where each call chooses for itself."""
+def chosen(pattern, calls, block=BLOCK, factor=1.0):
+    """What is seen where each call chooses for itself; `factor` is the model's scale of q·k times sqrt(d)."""
 
     def visible(layer, query, key):
         seen = torch.zeros(*query.shape[:3], query.shape[2], dtype=torch.bool)
         end = 0
         for new in calls:
             begin, end = end, end + new
-            choice = pattern.blocks(query[:, :, begin:end], key[:, :, :end], block)
+            choice = pattern.blocks(query[:, :, begin:end] * factor, key[:, :, :end], block)
             seen[:, :, begin:end, :end] = choice.mask()
         assert end == query.shape[2]
         return seen
@@ -134,9 +143,13 @@ def test_auto_measures_a_shape_once_and_reads_decode_by_pages(monkeypatch):
     for pattern in (AntiDiagonal(0.4, 4), Streaming(2, 9)):  # of which heads see unequally, and equally many blocks
         measured.clear()
         kernels.calls = 0
-        ours = live(model, pattern, calls, DynamicCache(), "auto")
+        with torch.no_grad(), fm.sparse(model, pattern, BLOCK) as cache:
+            past = DynamicCache()
+            ours = torch.cat([model(part, past_key_values=past).logits for part in IDS.split(calls, 1)], 1)
         assert same(ours, under_mask(model, IDS, chosen(pattern, calls)))
         assert measured == [(22, 22), (5, 27), (5, 32)] and kernels.calls == 9
+        assert [(q[2], k[2]) for q, k in cache.plans] == measured
+        assert {str(plan) for plan in cache.plans.values()} == {"gather: measured gather 1e+03 ms"}
 
 
 class Counting:
@@ -148,10 +161,51 @@ class Counting:
         return self.run(*args)
 
 
+@pytest.mark.parametrize("pattern", [AntiDiagonal(0.4, 4), Streaming(2, 9), QuestTopK(2)], ids=repr)
+@pytest.mark.parametrize("kernel", ["flex", "gather", "dense"])
+def test_decode_reads_pages_and_runs_no_kernel(kernel, pattern, monkeypatch):
+    model, calls = tiny(), [32] + [1] * 5
+    for cache in (None, DynamicCache()):
+        with torch.no_grad(), fm.sparse(model, pattern, BLOCK, "gather") as paged:
+            past = paged if cache is None else cache
+            parts = [model(IDS[:, :32], past_key_values=past).logits]
+        with monkeypatch.context() as patch, torch.no_grad(), fm.sparse(model, pattern, BLOCK, kernel):
+            patch.setattr(HERE, "attention", lambda *args: pytest.fail("a kernel was run for one query"))
+            parts += [model(part, past_key_values=past).logits for part in IDS[:, 32:].split(1, 1)]
+        assert same(torch.cat(parts, 1), under_mask(model, IDS, chosen(pattern, calls)))
+
+
+@pytest.mark.parametrize("pattern", [AntiDiagonal(0.6, 4), Oracle(0.4), VerticalSlash(1, 3, 4)], ids=repr)
+def test_a_pattern_is_given_the_models_own_scale(pattern):
+    torch.manual_seed(0)
+    config = GraniteConfig(
+        vocab_size=256, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, attention_multiplier=2.0, initializer_range=0.3, pad_token_id=None,
+    )  # fmt: skip
+    model = GraniteForCausalLM(config).eval().requires_grad_(False).double()
+    ours = live(model, pattern, CALLS)
+    assert same(ours, under_mask(model, IDS, chosen(pattern, CALLS, factor=2.0 * 8**0.5)))
+    assert not same(ours, under_mask(model, IDS, chosen(pattern, CALLS)))
+
+
+class EveryOther(QuestTopK):
+    """A reader's own, which chooses by something else."""
+
+    def blocks(self, q, k, block=64):
+        choice = super().blocks(q, k, block)
+        even = torch.arange(choice.grid.columns) % 2 == 0
+        return type(choice).over(choice.grid, q, (even | choice.grid.own)[None, None])
+
+
+def test_a_subclass_of_quest_decodes_by_its_own_blocks():
+    model, calls = tiny(), [30] + [1] * 7
+    assert same(live(model, EveryOther(2), calls), under_mask(model, IDS, chosen(EveryOther(2), calls)))
+
+
 def test_auto_decode_has_a_gradient_over_a_stock_cache():
     model = tiny().requires_grad_(True)
     grads = []
-    for kernel in ("dense", "auto"):
+    for kernel in ("dense", "auto", "flex"):
         model.zero_grad()
         with fm.sparse(model, Streaming(2, 9), BLOCK, "gather") as _:
             with torch.no_grad():
@@ -159,7 +213,7 @@ def test_auto_decode_has_a_gradient_over_a_stock_cache():
         with fm.sparse(model, Streaming(2, 9), BLOCK, kernel):
             model(IDS[:, 30:31], past_key_values=cache).logits.square().sum().backward()
         grads.append(model.model.layers[0].self_attn.q_proj.weight.grad.clone())
-    assert torch.allclose(*grads, rtol=1e-4) and float(grads[0].abs().max()) > 0
+    assert all(torch.equal(grads[0], other) for other in grads[1:]) and float(grads[0].abs().max()) > 0
 
 
 def test_prefill_has_a_gradient():

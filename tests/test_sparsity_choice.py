@@ -1,5 +1,7 @@
 """Blocks against a count of every token pair: what is causal, own, chosen, and how dense."""
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -107,6 +109,34 @@ def test_a_hidden_own_block_is_named(n, m, row, column):
 def test_what_does_not_fit_is_refused(n, m, block, message):
     with pytest.raises(ValueError, match=message):
         BlockChoice(torch.ones(1, 1, 2, 2, dtype=torch.bool), n, m, block)
+
+
+def unchecked(kind, *values):
+    """Made as users make it, without our check of annotations."""
+    inspect.unwrap(kind.__init__)(made := object.__new__(kind), *values)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: unchecked(BlockChoice, torch.ones(1, 1, 2, 2), 8, 8, 4), r"\(1, 1, 2, 2\) and torch.float32; give booleans"),
+        (lambda: unchecked(BlockChoice, torch.ones(2, 2, dtype=torch.bool), 8, 8, 4), r"\(2, 2\) .* blocks\[None, None\]"),
+        (lambda: unchecked(Grid, 8, 8, 2.5), "block=2.5; give a whole number of tokens"),
+        (lambda: unchecked(Grid, 8, 8, True), "block=True; give a whole number of tokens"),
+        (lambda: unchecked(fm.sparsity.BlockTopK, 2.5), "top=2.5 is no whole number; give 1 or more"),
+        (lambda: unchecked(fm.sparsity.Streaming, True, 4), "sinks=True is no whole number; give 0 or more"),
+        (lambda: unchecked(fm.sparsity.LocalGlobal, 4, [0, 2.0]), "a global position=2.0 is no whole number"),
+    ],
+)  # fmt: skip
+def test_what_is_of_another_kind_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_positions_in_a_list_become_a_tuple():
+    pattern = unchecked(fm.sparsity.LocalGlobal, 4, [0, 5])
+    assert pattern == fm.sparsity.LocalGlobal(4, (0, 5)) and hash(pattern) == hash(fm.sparsity.LocalGlobal(4, (0, 5)))
 
 
 def test_it_says_what_it_is():

@@ -52,11 +52,12 @@ def moba(pattern, q, k, grid):
     return best(scores, grid, pattern.top)
 
 
-def quest(pattern, q, k, grid):
-    def bound(query, keys):  # section 3.3: the products with the least and the greatest of each dimension
-        return sum(max(query[i] * keys[:, i].min(), query[i] * keys[:, i].max()) for i in range(D))
+def q_bound(query, keys):  # section 3.3: the products with the least and the greatest of each dimension
+    return sum(max(query[i] * keys[:, i].min(), query[i] * keys[:, i].max()) for i in range(D))
 
-    scores = [[max(bound(x, keys) for x in rows) for keys in k.split(grid.block)] for rows in q.split(grid.block)]
+
+def quest(pattern, q, k, grid):
+    scores = [[max(q_bound(x, keys) for x in rows) for keys in k.split(grid.block)] for rows in q.split(grid.block)]
     return best(scores, grid, pattern.top)
 
 
@@ -128,6 +129,24 @@ def test_as_in_the_paper(pattern, reference, size, seed):
 
 
 @settings(deadline=None, max_examples=20)
+@given(sizes, st.integers(1, 3), st.integers(0, 99))
+def test_quest_together_goes_by_the_greatest_bound_of_a_kv_head_s_query_heads(size, top, seed):
+    n, m, block = size
+    q, k = tensors(n, m, seed)
+    chosen, grid = QuestTopK(top, together=True).blocks(q, k, block).blocks, Grid(n, m, block)
+    for head in range(KV_HEADS):
+        group = slice(head * 3, head * 3 + 3)
+        as_one = q[:, group].transpose(1, 2)  # every query three times over, once for each head
+        scores = [
+            [max(float(q_bound(x, keys)) for x in rows.flatten(0, 1)) for keys in k[0, head].split(block)]
+            for rows in as_one[0].split(block)
+        ]
+        assert torch.equal(chosen[0, group], best(scores, grid, top).expand(3, -1, -1))
+    one = q[:, ::3], k, block  # a query head for each KV head has none to choose with
+    assert torch.equal(QuestTopK(top, together=True).blocks(*one).blocks, QuestTopK(top).blocks(*one).blocks)
+
+
+@settings(deadline=None, max_examples=20)
 @given(sizes, st.integers(0, 99))
 def test_block_mass_is_that_of_full_attention(size, seed):
     n, m, block = size
@@ -179,6 +198,12 @@ def test_samples_do_not_see_each_other_and_inputs_stay(pattern):
     assert torch.equal(both[1:], pattern.blocks(q[1:], k[1:], 4).blocks)
     assert torch.equal(q, before[0]) and torch.equal(k, before[1])
     assert pattern.blocks(q[:, :, :0], k, 4).density == 1.0  # no query, nothing left out
+
+
+@pytest.mark.parametrize("pattern", [p for p, _ in CASES] + [Oracle(0.4)], ids=repr)
+def test_of_an_empty_text_nothing_is_chosen(pattern):
+    choice = pattern.blocks(*tensors(0, 0), 4)
+    assert choice.blocks.shape == (1, HEADS, 0, 0) and choice.mask().shape == (1, HEADS, 0, 0) and choice.density == 1.0
 
 
 @pytest.mark.parametrize(

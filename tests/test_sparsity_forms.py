@@ -1,14 +1,19 @@
 """Every form of a choice holds what its mask holds; Longformer's is checked against transformers' own Longformer."""
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sparsity_choice import causal, sizes, some_choice
-from torch.nn.attention.flex_attention import create_mask
+from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from fmlab.sparsity import BlockChoice, LocalGlobal, SlidingBlocks, Streaming, forms, memory
+import fmlab as fm
+from fmlab import core
+from fmlab.policies import H2O, SnapKV
+from fmlab.sparsity import BlockChoice, Grid, LocalGlobal, SlidingBlocks, Streaming, forms, memory
 
 choices = st.builds(
     lambda size, share, seed, heads: some_choice(*size, share, heads=heads, seed=seed),
@@ -180,6 +185,63 @@ def test_an_entry_that_its_own_query_never_saw_is_refused():
             of(expiry)
         with pytest.raises(ValueError, match="group=0"):
             of(some_expiry(1, 1, 3), 0)
+
+
+def test_an_expiry_of_several_samples_is_refused_and_says_how_to_take_one():
+    expiry = some_expiry(2, 2, 9)
+    for of in (memory.choice_of, memory.mask_mod_of):
+        for wrong in (expiry[None], expiry[0]):
+            shape = r"\(" + ", ".join(map(str, wrong.shape)) + r"\)"
+            with pytest.raises(
+                ValueError, match=f"expiry of shape {shape}; .* one sample, expiry.sample., and of one layer"
+            ):
+                inspect.unwrap(of)(wrong)  # as users call it, without our check of annotations
+
+
+@torch.no_grad()
+def runs():
+    """What really expires: in a replay from a record, and in a live cache of two samples."""
+    lm = fm.tiny()
+    ids = torch.randperm(256, generator=torch.Generator().manual_seed(3))[:80].view(2, 40)
+    yield fm.replay(fm.record(lm, ids[0]), SnapKV(4, 3), 12, prefill=20)
+    with fm.finite(lm.model, H2O(), 12) as cache:
+        for part in ids.split([20] + [1] * 20, 1):
+            lm.model(part, past_key_values=cache)
+    yield from cache.expiry
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_what_real_runs_keep_is_their_mask(group):
+    found = list(runs())
+    assert len(found) == 3
+    for expiry in found:
+        kept = core.mask(expiry).repeat_interleave(group, 1)
+        assert 0 < int(kept[..., -1, :].sum()) < kept[..., -1, :].numel() / 2, "something was evicted"
+        mod = memory.mask_mod_of(expiry, group)
+        assert torch.equal(create_mask(mod, *kept.shape, device="cpu"), kept)
+        choice = memory.choice_of(expiry, group, 8)
+        assert not (kept & ~choice.mask()).any() and choice.density < 1
+        blocks = kept.unflatten(-1, (5, 8)).unflatten(-3, (5, 8)).any(-1).any(-2)
+        assert torch.equal(choice.blocks, blocks)
+
+
+def test_flex_attention_under_a_run_s_mask_mod_is_masked_attention():
+    expiry = next(runs())
+    q, k, v = torch.randn(3, *expiry.shape, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    blocks = create_block_mask(memory.mask_mod_of(expiry), *expiry.shape, 40, "cpu", BLOCK_SIZE=8)
+    ours = flex_attention(q, k, v, block_mask=blocks)
+    torch.testing.assert_close(ours, scaled_dot_product_attention(q, k, v, attn_mask=core.mask(expiry)))
+
+
+@pytest.mark.parametrize("of", [(1, 2), (2, 1), (0, 3)], ids=str)
+@pytest.mark.parametrize("size", [(0, 0), (0, 5)], ids=str)
+def test_an_empty_choice_has_empty_forms(size, of):
+    grid = Grid(*size, 4)
+    choice = BlockChoice(torch.zeros(*of, grid.rows, grid.columns, dtype=torch.bool), *size, 4)
+    assert forms.coo(choice).shape == (4, 0) and forms.coo(choice).dtype == torch.int64
+    for rows in (forms.csr(choice), forms.bsr(choice)):
+        assert rows.starts.tolist() == [0] and rows.columns.tolist() == []
+    assert choice.mask().shape == (*of, *size) and choice.density == 1.0
 
 
 def test_a_choice_of_one_block_is_one_row():

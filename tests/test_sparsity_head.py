@@ -1,6 +1,8 @@
 """One head by blocks, the Oracle's line and the dials of patterns: against the functions that hold the whole matrix."""
 
+import inspect
 import math
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -124,6 +126,13 @@ def test_a_dial_comes_near_any_density_within_its_reach(kind):
         assert low < 0.7 and (high == 1 or kind.__name__ == "Dilated")
     near = at_density(pattern, found, (low + high) / 2)
     assert type(near) is kind and abs(density(near) - (low + high) / 2) < 0.12  # a step of one block at this size
+
+
+def test_every_pattern_of_the_lab_names_its_paper():
+    own = [kind for kind in living_patterns() if kind.__module__.startswith("fmlab.")]
+    assert own == list(OWN)
+    for kind in own:
+        assert kind is Oracle or re.search(r"arXiv:\d{4}\.\d{5}", inspect.getdoc(kind)), kind
 
 
 def test_every_dial_is_a_number_of_the_pattern():

@@ -1,5 +1,7 @@
 """Every kernel gives what SDPA under the choice's mask gives, values and gradients; none stands in for another."""
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +21,7 @@ from fmlab.sparsity import (
     Strided,
     dispatch,
     flex,
+    pattern,
 )
 
 
@@ -68,8 +71,8 @@ PATTERNS = [
 def test_equal_to_the_reference_on_every_pattern(kernel, shape):
     n, m, block, heads, kv_heads = shape
     q, k, v = tensors(n, m, heads, kv_heads)
-    for pattern in PATTERNS:
-        agrees(kernel, q, k, v, pattern.blocks(q, k, block))
+    for some in PATTERNS:
+        agrees(kernel, q, k, v, some.blocks(q, k, block))
 
 
 @settings(deadline=None, max_examples=60)
@@ -131,7 +134,7 @@ def test_flex_equals_the_reference_with_its_gradient(compiled):
     n, m, block = 70, 131, 16  # ragged, queries that begin within a block, three query heads a KV head: one compilation
     q, k, v = tensors(n, m, batch=1)
     choices = [some_choice(n, m, block, share, batch=1, heads=6) for share in (0.0, 0.3, 1.0)]
-    choices += [pattern.blocks(q, k, block) for pattern in (SlidingBlocks(1), Streaming(3, 30))]
+    choices += [some.blocks(q, k, block) for some in (SlidingBlocks(1), Streaming(3, 30))]
     for choice in choices:
         agrees("flex", q, k, v, choice)
     for choice in choices[1:3]:
@@ -155,6 +158,52 @@ def test_without_a_compiler_flex_is_an_error_and_auto_goes_on_without_it(monkeyp
     cpp_builder.cpp_compiler_search.cache_clear()
     assert set(plan.seconds) == {"dense", "gather"} and "no-such-compiler" in plan.left_out["flex"]
     assert "no flex" in str(plan) and str(plan).startswith(plan.kernel)
+
+
+def test_a_compiler_that_fails_is_an_error_of_flex_and_told_by_auto(monkeypatch, caplog):
+    from torch._inductor.exc import InductorError
+
+    def fails(*args, **options):
+        raise InductorError(RuntimeError("C++ compile error\nand all it said"), None)
+
+    monkeypatch.setattr(dispatch, "compiler", lambda: "c++")
+    monkeypatch.setattr(flex, "compiler", lambda: "c++")
+    monkeypatch.setattr(flex, "_compiled", lambda: fails)
+    monkeypatch.setattr(dispatch, "_plans", {})
+    q, k, v = tensors(8, 8)
+    choice = Streaming(2, 2).blocks(q, k, 4)
+    says = r"could not compile the kernel 'flex' \(RuntimeError: C\+\+ compile error\); mend .* CXX, .*'gather'"
+    with pytest.raises(fm.sparsity.NoCompiler, match=says):
+        fm.sparsity.attention(q, k, v, choice, "flex")
+    plan = fm.sparsity.plan(q, k, v, choice)
+    assert set(plan.seconds) == {"dense", "gather"} and "C++ compile error" in plan.left_out["flex"]
+    assert "no flex: torch could not compile" in str(plan) and "measured without the kernel 'flex'" in caplog.text
+    agrees("auto", q, k, v, choice)
+
+
+def test_flex_names_a_data_type_that_it_does_not_take_and_auto_leaves_it_out(monkeypatch):
+    monkeypatch.setattr(dispatch, "_plans", {})
+    q, k, v = tensors(8, 8, dtype=torch.float64)
+    choice = Streaming(2, 2).blocks(q, k, 4)
+    with pytest.raises(ValueError, match="takes torch.float32, .*, and these tensors are torch.float64; .*'gather'"):
+        fm.sparsity.attention(q, k, v, choice, "flex")
+    plan = fm.sparsity.plan(q, k, v, choice)
+    assert set(plan.seconds) == {"dense", "gather"} and "torch.float64" in plan.left_out["flex"]
+    agrees("auto", q, k, v, choice)
+    assert all(flex.refused_dtype(q.to(dtype)) is None for dtype in (torch.float32, torch.float16, torch.bfloat16))
+
+
+@pytest.mark.parametrize("kernel", ["auto", *dispatch.KERNELS])
+@pytest.mark.parametrize("size", [(0, 0), (0, 5)], ids=str)
+def test_no_query_gives_an_empty_tensor_and_runs_no_kernel(kernel, size, monkeypatch):
+    for name in dispatch.KERNELS:  # one of them ends the process
+        monkeypatch.setitem(dispatch.KERNELS, name, lambda *args: pytest.fail("a kernel was run"))
+    for dtype in (torch.float32, torch.float64):
+        q, k, v = tensors(*size, dtype=dtype)
+        out = fm.sparsity.attention(q, k, v, Streaming(2, 2).blocks(q, k, 4), kernel)
+        assert out.shape == q.shape and out.dtype == dtype
+    with pytest.raises(ValueError, match=r"\(2, 6, 0, 8\) hold nothing to measure"):
+        fm.sparsity.plan(q, k, v, Streaming(2, 2).blocks(q, k, 4))
 
 
 def test_auto_takes_the_fastest_and_measures_once(monkeypatch):
@@ -204,12 +253,23 @@ def test_a_mask_beyond_memory_is_no_candidate(monkeypatch):
         (lambda q, k, v, c: (q[:, :, :4], k, v, c), r"are \(2, 6, 4, 8\)"),
         (lambda q, k, v, c: (q, k[:, :, :4], v[:, :, :4], c), "8 queries over 4 keys"),
         (lambda q, k, v, c: (q.to("meta"), k.to("meta"), v.to("meta"), c, "gather"), "for the CPU, and these tensors are on meta"),
+        (lambda q, k, v, c: (q, k, v.double(), c), "values are torch.float64 and keys torch.float32; give all in one"),
+        (lambda q, k, v, c: (q.bfloat16(), k, v, c), "queries are torch.bfloat16 and keys torch.float32; give both in one"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(change, message):
     q, k, v = tensors(8, 8)
     with pytest.raises(ValueError, match=message):
         fm.sparsity.attention(*change(q, k, v, Streaming(2, 2).blocks(q, k, 4)))
+
+
+def test_tensors_without_an_axis_for_samples_or_heads_are_refused():
+    q, k, _ = tensors(8, 8, batch=1)
+    grid_of = inspect.unwrap(pattern.grid_of)  # as users call it, without our check of annotations
+    with pytest.raises(ValueError, match=r"queries of shape \(6, 8, 8\); give \(batch, .* queries\[None\]"):
+        grid_of(q[0], k, 4)
+    with pytest.raises(ValueError, match=r"keys of shape \(2, 8, 8\); .* keys\[None\]"):
+        grid_of(q, k[0], 4)
 
 
 def test_no_row_is_left_out_or_taken_twice():

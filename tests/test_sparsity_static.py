@@ -72,6 +72,26 @@ def test_a_chunk_is_attended_to_as_the_whole(pattern):
     assert torch.equal(chunk, whole[:, :, 4:])
 
 
+@pytest.mark.parametrize("pattern", [p for p, _ in RULES], ids=repr)
+@settings(deadline=None, max_examples=40)
+@given(size=sizes)
+def test_a_chunk_that_begins_within_a_block_sees_at_least_what_the_rule_says(pattern, size):
+    n, m, block = size
+    ruled = pattern.blocks(*tensors(m, m), 1).mask()[:, :, m - n :]
+    assert not (ruled & ~pattern.blocks(*tensors(n, m), block).mask()).any()
+
+
+def test_a_chunk_that_begins_within_a_block_rounds_otherwise():
+    def seen(pattern, n):
+        whole, chunk = (pattern.blocks(*tensors(some, 40), 4).mask()[:, :, -n:] for some in (40, n))
+        return int((chunk & ~whole).sum()), int((whole & ~chunk).sum())  # more, and less, than in one piece
+
+    assert seen(SlidingBlocks(3), 12) == seen(BigBird(0, 1, 2), 12) == (0, 0)
+    assert seen(SlidingBlocks(3), 11)[0] > 0 == seen(SlidingBlocks(3), 11)[1]
+    assert seen(SlidingBlocks(2), 11)[0] == 0 < seen(SlidingBlocks(2), 11)[1]
+    assert min(seen(BigBird(0, 1, 2), 11)) > 0, "other blocks are drawn"
+
+
 def test_union_and_intersection_are_patterns():
     q, k = tensors(20, 30)
     one, other = Streaming(4, 2), Strided(6)

@@ -9,6 +9,10 @@ from .look import NEUTRAL, check_columns, finish, intervals_of, series, styles
 
 BOUND = "Oracle"
 ACROSS = {"density": "density: share of the causal pairs", "speedup": "speed-up over dense causal attention"}
+WORDS = {
+    "density": ("Oracle: sees the attention it chooses from", "dot"),
+    "speedup": ("Oracle at 1/density (a bound)", "dash"),
+}
 UP = {"mass_recall": "attention mass kept", "output_error": "error of the output, relative"}
 
 
@@ -17,27 +21,32 @@ def sparsity_pareto(table: pd.DataFrame, x: str = "density", y: str = "mass_reca
 
     One row a setting: `pattern` (its name), `setting` (its repr), x and y, and, where they were measured, `y_low` and
     `y_high` (and `x_low`, `x_high`) with 95% intervals. The thick dotted line is the Oracle's, which sees the full
-    attention: of mass no choice of whole blocks keeps more at its density. It says nothing of speed, so there it is left
-    out. Over a speed-up of 1 a pattern is faster than dense attention. Raises ValueError for another x or y, a table
-    without a row or a column, a density or recall outside 0 to 1, and a speed-up that is not above 0.
+    attention: of mass no choice of whole blocks keeps more at its density. Over `speedup` it is dashed and stands at
+    1 / density, whatever its rows say: what it would be worth were it chosen for nothing and every block that is not read
+    saved its whole share, so a bound and no measurement. Over a speed-up of 1 a pattern is faster than dense attention.
+
+    Raises ValueError for another x or y, a table without a row or a column (`density` too, where the Oracle is over
+    `speedup`), a density or recall outside 0 to 1, and a speed-up that is not above 0.
     """
     for name, value, known in (("x", x, ACROSS), ("y", y, UP)):
         if value not in known:
             raise ValueError(f"{name}={value!r}; one of {', '.join(known)}")
     check_columns(table, "pattern", "setting", x, y)
+    if x == "speedup" and (bound := table["pattern"] == BOUND).any():
+        check_columns(table, "density")
+        _check(table[bound], "density", y)
+        table = table.assign(speedup=table["speedup"].mask(bound, 1 / table["density"]))
     _check(table, x, y)
     figure, look = go.Figure(), styles(name for name in table["pattern"] if name != BOUND)
     for name in sorted(dict.fromkeys(table["pattern"]), key=lambda name: name == BOUND):
         rows = table[table["pattern"] == name].sort_values(x)
-        if name == BOUND and x == "speedup":
-            continue
         columns = (y, f"{y}_low", f"{y}_high")
         known = intervals_of(rows, *columns) if set(columns) <= set(rows) else None
         if name == BOUND:
-            words = "Oracle: sees the attention it chooses from"
+            words, dash = WORDS[x]
             line = go.Scatter(
                 x=list(rows[x]), y=list(rows[y]), name=words, legendgroup=name, mode="lines",
-                line={"color": NEUTRAL, "dash": "dot", "width": 3},
+                line={"color": NEUTRAL, "dash": dash, "width": 3},
             )  # fmt: skip
         else:
             line = series(name, look[name], rows[x], rows[y], known)

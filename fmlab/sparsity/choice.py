@@ -17,8 +17,8 @@ class BlockChoice:
     `n` queries over `m` keys, query i at position m - n + i. Blocks that lie wholly in the future are dropped, so a
     choice made of ones alone is full causal attention. `|` and `&` are union and intersection.
 
-    Raises ValueError for sizes that do not fit, and for a choice that hides a query's own block from it: a query that
-    sees nothing has no softmax.
+    Raises ValueError for blocks that are not 4-D booleans, sizes that do not fit, and a choice that hides a query's own
+    block from it: a query that sees nothing has no softmax.
     """
 
     blocks: Bool[Tensor, "batch heads rows columns"]
@@ -27,6 +27,11 @@ class BlockChoice:
     block: int = 64
 
     def __post_init__(self) -> None:
+        if self.blocks.ndim != 4 or self.blocks.dtype != torch.bool:
+            raise ValueError(
+                f"blocks of shape {tuple(self.blocks.shape)} and {self.blocks.dtype}; give booleans (batch, query heads, query "
+                "blocks, key blocks), for one head of one sample blocks[None, None]"
+            )
         grid, (*_, rows, columns) = self.grid, self.blocks.shape
         if (rows, columns) != (grid.rows, grid.columns):
             raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .choice import BlockChoice
 from .dense import dense
-from .flex import NoCompiler, compiler, flex
+from .flex import NoCompiler, compiler, flex, refused_dtype
 from .gather import gather
 from .pattern import grid_of
 
@@ -52,16 +52,19 @@ def attention(
 
     `kernel` is "flex" (compiled, CPU and CUDA), "gather" (plain torch, CPU), "dense" (all keys under a mask: the
     reference) or "auto": the fastest by `plan`, which is measured at the first call of its kind, so that call takes
-    longer (seconds, where flex is compiled). `scale` is 1 / sqrt(d) unless given. All have gradients.
+    longer (seconds, where flex is compiled). `scale` is 1 / sqrt(d) unless given. All have gradients. Where there is no
+    query, an empty tensor comes back and no kernel runs.
 
-    Raises ValueError for tensors that do not fit the choice, or a kernel that is unknown or not for their device, and
-    NoCompiler where flex has none: no kernel is quietly replaced by another.
+    Raises ValueError for tensors that do not fit the choice, or a kernel that is unknown or not for their device or data
+    type, and NoCompiler where flex cannot be compiled: no kernel is quietly replaced by another.
     """
     scale = _checked(q, k, v, choice, scale)
+    if kernel != "auto" and kernel not in KERNELS:
+        raise ValueError(f"kernel={kernel!r}; give 'auto', {', '.join(map(repr, KERNELS))}")
+    if q.numel() == 0:
+        return q.clone()
     if kernel == "auto":
         kernel = plan(q, k, v, choice, scale).kernel
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel={kernel!r}; give 'auto', {', '.join(map(repr, KERNELS))}")
     return KERNELS[kernel](q, k, v, choice, scale)
 
 
@@ -75,9 +78,12 @@ def plan(
     """What `auto` takes for these, measured once for each kind and then remembered by this process.
 
     A kind is device, data type, shapes, block, number of threads, whether the heads differ, and the density within a
-    factor of 1.4. Raises as `attention`.
+    factor of 1.4. A kernel that a broken compiler cannot make is left out, with a warning in the log. Raises as
+    `attention`, and ValueError where there is no query to measure with.
     """
     scale = _checked(q, k, v, choice, scale)
+    if q.numel() == 0:
+        raise ValueError(f"queries {tuple(q.shape)} hold nothing to measure; `attention` needs no plan for them")
     alike = choice.distinct.shape[1] == 1
     size = round(2 * math.log2(choice.density)) if choice.pairs else 0
     kind = (q.device, q.dtype, q.shape, k.shape, choice.block, torch.get_num_threads(), alike, size)
@@ -92,9 +98,15 @@ def _measured(q: Tensor, k: Tensor, v: Tensor, choice: BlockChoice, scale: float
     left_out = _left_out(q, choice)
     times = {name: [] for name in KERNELS if name not in left_out}
     for attempt in range(_ROUNDS + 1):
-        for name, seconds in times.items():
+        for name, seconds in list(times.items()):
             start = perf_counter()
-            KERNELS[name](q, k, v, choice, scale)
+            try:
+                KERNELS[name](q, k, v, choice, scale)
+            except NoCompiler as error:  # there is a compiler, but it fails
+                left_out[name] = str(error)
+                del times[name]
+                logging.getLogger(__name__).warning("measured without the kernel %r: %s", name, error)
+                continue
             if q.device.type == "cuda":
                 torch.cuda.synchronize(q.device)
             if attempt:  # the first compiles and warms up
@@ -112,6 +124,9 @@ def _left_out(q: Tensor, choice: BlockChoice) -> dict[str, str]:
     if q.device.type != "cpu":
         left_out["gather"] = f"it is for the CPU, and these tensors are on {q.device}"
         return left_out
+    if why := refused_dtype(q):
+        left_out["flex"] = why
+        return left_out
     try:
         compiler()
     except NoCompiler as error:
@@ -124,6 +139,8 @@ def _checked(q: Tensor, k: Tensor, v: Tensor, choice: BlockChoice, scale: float 
     grid = grid_of(q, k, choice.block)
     if v.shape != k.shape:
         raise ValueError(f"values {tuple(v.shape)} are not of the shape of the keys {tuple(k.shape)}")
+    if v.dtype != k.dtype:
+        raise ValueError(f"values are {v.dtype} and keys {k.dtype}; give all in one data type")
     wanted, given = (*q.shape[:2], grid.n, grid.m), (*choice.blocks.shape[:2], choice.n, choice.m)
     if wanted != given:
         raise ValueError(f"the choice is for (batch, heads, queries, keys) {given}, and these tensors are {wanted}")

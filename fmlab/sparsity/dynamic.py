@@ -24,9 +24,10 @@ _ROWS = 16  # of query blocks that are scored at a time: few enough to stay in t
 class VerticalSlash(Pattern):
     """MInference (arXiv:2407.02490, section 3.2 and algorithm 2): the best `vertical` keys and `slash` diagonals.
 
-    The last `last` queries attend to everything, for every head apart; the keys and the distances i - j of which those
-    queries make most are what all queries see. Distance 0 is always one of the diagonals. Rounded outwards: a diagonal
-    fills the one or two diagonals of blocks it runs through, a key its whole column, so few of each go a long way.
+    To find them, the last `last` queries are scored against all keys, for every head apart; the keys and the distances
+    i - j of which they make most are what all queries see, those last ones themselves no more than others. Distance 0 is
+    always one of the diagonals. Rounded outwards: a diagonal fills the one or two diagonals of blocks it runs through, a
+    key its whole column, so few of each go a long way.
     """
 
     vertical: int = 16
@@ -78,10 +79,14 @@ class QuestTopK(Pattern):
 
     The bound of a page is the sum over dimensions of max(q x least, q x greatest) of its keys. A page is a block; the
     own one is always chosen. Quest is made for decode, where one query chooses; of a block of queries the greatest
-    bound counts, so that no query's best page is passed over for what others like on average.
+    bound counts, so that no query's best page is passed over for what others like on average. The paper keeps the first
+    two layers dense and has pages of 16 tokens; here it is all layers, and pages of the block that is given. There each
+    query head chooses for itself; `together` those of a KV head choose the same pages, by the greatest bound that any of
+    them has, so that a page is read once and not once for each.
     """
 
     top: int = 16
+    together: bool = False
 
     def __post_init__(self) -> None:
         at_least("top", self.top, 1)
@@ -95,7 +100,10 @@ class QuestTopK(Pattern):
             queries = signed(_by_group(q[:, :, rows.start * block : rows.stop * block], k))
             bounds = (queries @ table[..., :seen]).flatten(1, 2)
             best[:, :, rows, :seen] = _paged(bounds, block, value=-torch.inf).amax(3)
-        return BlockChoice.over(grid, q, _best(best, grid, self.top))
+        if not self.together:
+            return BlockChoice.over(grid, q, _best(best, grid, self.top))
+        chosen = _best(_by_group(best, k).amax(2), grid, self.top)
+        return BlockChoice.over(grid, q, chosen.repeat_interleave(q.shape[1] // k.shape[1], 1))
 
 
 @dataclass(frozen=True)
@@ -205,5 +213,5 @@ def _along_diagonals(weights: Float[Tensor, "batch heads last m"]) -> Float[Tens
     # Reversed, distance o of row r lies at column o + (last - 1 - r): a view whose rows begin one element earlier each.
     rows = pad(weights.flip(-1), (0, last)).contiguous()
     width = m + last
-    shape, stride = (batch, heads, last, m), (heads * last * width, last * width, width - 1, 1)
+    shape, stride = (batch, heads, last, m), (heads * last * width, last * width, max(width - 1, 0), 1)
     return rows.as_strided(shape, stride, max(last - 1, 0)).sum(2)

@@ -22,8 +22,8 @@ class Grid:
     device: torch.device = field(default=torch.device("cpu"), repr=False)
 
     def __post_init__(self) -> None:
-        if self.block < 1:
-            raise ValueError(f"block={self.block}; give 1 token or more")
+        if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < 1:
+            raise ValueError(f"block={self.block!r}; give a whole number of tokens, 1 or more")
         if not 0 <= self.n <= self.m:
             raise ValueError(
                 f"{self.n} queries over {self.m} keys: query i stands at position m - n + i, so give as many keys as "

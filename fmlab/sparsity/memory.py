@@ -17,7 +17,7 @@ def choice_of(expiry: Expiry, group: int = 1, block: int = 64) -> BlockChoice:
     `group` is the number of query heads for each KV head. Rounded outwards: a kernel that goes by blocks sees more than
     the run did. `mask_mod_of` is exact.
 
-    Raises ValueError for an entry that is evicted before its own query has seen it.
+    Raises ValueError for an expiry of several samples, and an entry that is evicted before its own query has seen it.
     """
     _checked(expiry, group)
     tokens = expiry.shape[-1]
@@ -37,7 +37,12 @@ def mask_mod_of(expiry: Expiry, group: int = 1) -> MaskMod:
     return lambda b, h, i, j: (j <= i) & (i < expiry[0 if one else b, h // group, j])
 
 
-def _checked(expiry: Expiry, group: int) -> None:
+def _checked(expiry: Tensor, group: int) -> None:
+    if expiry.ndim != 3:
+        raise ValueError(
+            f"an expiry of shape {tuple(expiry.shape)}; give (layers, KV heads, tokens): of a batch one sample, "
+            "expiry[sample], and of one layer expiry[layer][None]"
+        )
     if group < 1:
         raise ValueError(f"group={group}; give the number of query heads for each KV head, 1 or more")
     early = expiry <= torch.arange(expiry.shape[-1], device=expiry.device)

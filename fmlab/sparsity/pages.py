@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, scaled_dot_product_attention
 
 from .choice import BlockChoice
 
@@ -49,6 +49,30 @@ def over_pages(
     weights = scores.flatten(2).softmax(-1).to(v.dtype)
     parts = embedding_bag(row.view(-1, block), values, mode="sum", per_sample_weights=weights.view(-1, block))
     return parts.view(batch, heads, -1, d).sum(2, keepdim=True)
+
+
+def over_common_pages(
+    q: Float[Tensor, "batch heads 1 d"],
+    k: Float[Tensor, "batch kv_heads room d"],
+    v: Float[Tensor, "batch kv_heads room d"],
+    pages: Int[Tensor, "batch kv_heads top"],
+    block: int,
+    seen: int,
+    scale: float,
+) -> Float[Tensor, "batch heads 1 d"]:
+    """Attention of one query, the query heads of a KV head over the same pages, which are copied once for all of them.
+
+    `k` and `v` are a storage in one piece with room for whole pages, of which `seen` tokens are in use; the last page in
+    use must be the last of `pages`, so that what lies behind it is cut off.
+    """
+    (batch, kv_heads, room, d), top = k.shape, pages.shape[2]
+    head = torch.arange(batch * kv_heads, device=q.device).view(batch, kv_heads, 1) * (room // block)
+    row, length = (head + pages).flatten(), (top - 1) * block + (seen - 1) % block + 1
+    keys, values = (
+        x.view(-1, block * d).index_select(0, row).view(batch, kv_heads, top * block, d)[:, :, :length] for x in (k, v)
+    )
+    output = scaled_dot_product_attention(q.reshape(batch, kv_heads, -1, d), keys, values, scale=scale)
+    return output.reshape(q.shape)
 
 
 @lru_cache(maxsize=32)

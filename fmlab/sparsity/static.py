@@ -17,7 +17,7 @@ Blocks = Bool[Tensor, "rows columns"]
 
 @dataclass(frozen=True)
 class SlidingBlocks(Pattern):
-    """Every query sees the last `window` tokens, itself among them (the sliding window of Longformer and Mistral)."""
+    """Every query sees the last `window` tokens, itself among them: Longformer's sliding window (arXiv:2004.05150), causal."""
 
     window: int = 1_024
 
@@ -31,7 +31,10 @@ class SlidingBlocks(Pattern):
 
 @dataclass(frozen=True)
 class Streaming(Pattern):
-    """StreamingLLM (arXiv:2309.17453): the first `sinks` tokens and the last `window` ones, the query among them."""
+    """StreamingLLM (arXiv:2309.17453): the first `sinks` tokens and the last `window` ones, the query among them.
+
+    Positions stay those of the text; StreamingLLM, which evicts, numbers anew what is left in its cache.
+    """
 
     sinks: int = 4
     window: int = 1_024
@@ -50,7 +53,8 @@ class LocalGlobal(Pattern):
     """Longformer (arXiv:2004.05150, section 3.1), causal: a window, and global tokens that all see and that see all.
 
     `window` counts the query and those before it; Longformer's own, which looks both ways, is 2 (window - 1).
-    `positions` are the places of the global tokens in the text; those beyond its end are left out.
+    `positions` are the places of the global tokens in the text; those beyond its end are left out. Longformer's global
+    tokens have projections of their own for queries, keys and values; here they have those of all others.
     """
 
     window: int = 1_024
@@ -58,6 +62,7 @@ class LocalGlobal(Pattern):
 
     def __post_init__(self) -> None:
         at_least("window", self.window, 1)
+        object.__setattr__(self, "positions", tuple(self.positions))  # a list would have no hash
         for position in self.positions:
             at_least("a global position", position, 0)
 
@@ -75,7 +80,8 @@ class BigBird(Pattern):
 
     The global tokens are the first ones; that they see all says nothing new where all they may see is before them. The
     random blocks are drawn apart in each head, among those that the query block does not see anyway; a draw depends on
-    the places of both blocks, not on the length, so a text in chunks is attended to as it is in one piece.
+    the places of both blocks, not on the length, so a text in chunks that begin on whole blocks is attended to as it is
+    in one piece. A chunk that begins elsewhere has other blocks of queries, and they draw anew.
     """
 
     sinks: int = 128
@@ -103,10 +109,10 @@ class BigBird(Pattern):
 
 @dataclass(frozen=True)
 class Strided(Pattern):
-    """Sparse Transformer (arXiv:1904.10509, section 4.2), strided: the last `stride` tokens, and every `stride`-th.
+    """Sparse Transformer (arXiv:1904.10509, section 4.2), strided: the last `stride` tokens, besides every `stride`-th.
 
-    A query sees i - j < stride and i - j a multiple of it, both in one head (the paper's 'merged' heads). Below twice
-    the block, rounding outwards makes it full attention.
+    A query sees a key where i - j < stride or where i - j is a multiple of it: the union of both in one head (the paper's
+    'merged' heads). Below twice the block, rounding outwards makes it full attention.
     """
 
     stride: int = 1_024
