@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 
 import torch
 from jaxtyping import Bool, Int
@@ -22,7 +23,7 @@ class Grid:
     device: torch.device = field(default=torch.device("cpu"), repr=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < 1:
+        if isinstance(self.block, bool) or not isinstance(self.block, Integral) or self.block < 1:
             raise ValueError(f"block={self.block!r}; give a whole number of tokens, 1 or more")
         if not 0 <= self.n <= self.m:
             raise ValueError(

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Integral
 
 from jaxtyping import Float
 from torch import Tensor
@@ -86,7 +87,7 @@ def rescaled(q: Float[Tensor, "batch heads n d"], scale: float) -> Float[Tensor,
 
 def at_least(name: str, value: object, least: int) -> None:
     """Raises ValueError for what is no whole number, and a count below `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise ValueError(f"{name}={value!r} is no whole number; give {least} or more")
     if value < least:
         raise ValueError(f"{name}={value}; give {least} or more")
