@@ -137,7 +137,6 @@ def test_what_is_of_another_kind_is_refused(make, message):
 
 def test_whole_numbers_of_numpy_are_whole_numbers():
     assert unchecked(fm.sparsity.Streaming, np.int64(1), np.int32(4)) == fm.sparsity.Streaming(1, 4)
-    assert unchecked(Grid, 8, 8, np.int64(4)).rows == 2
 
 
 def test_positions_in_a_list_become_a_tuple():
