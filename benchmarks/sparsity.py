@@ -96,7 +96,6 @@ def main() -> None:
     if given.toy:
         given.tokens, given.densities, given.rounds, block = [64], [0.3], 1, 8
         given.kernels = [kernel for kernel in given.kernels if kernel != "flex"]
-    rows = []
     for tokens in given.tokens:
         torch.manual_seed(0)
         q, k, v = (torch.randn(1, heads, tokens, d) for _ in range(3))
@@ -111,6 +110,7 @@ def main() -> None:
             show([selected(pattern, q, k, block, given.rounds) for pattern in patterns], "choosing")
         if given.selection:
             continue
+        rows = []
         for density in given.densities:
             for name, choice in choices(q, k, block, density):
                 for kernel in given.kernels:
@@ -119,8 +119,7 @@ def main() -> None:
                         print(f"# no dense for {name} at {tokens} tokens: its mask would take {mask / 1e9:.1f} GB")
                         continue
                     rows.append(compared(name, choice, kernel, q, k, v, given.rounds))
-    if rows:
-        show(rows, "kernels against SDPA with is_causal=True")
+        show(rows, f"{tokens} tokens: kernels against SDPA with is_causal=True")
 
 
 if __name__ == "__main__":
