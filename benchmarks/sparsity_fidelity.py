@@ -3,11 +3,14 @@
 Writes data/sparsity.csv.gz, one row a text and pattern: the density of its choices; over all layers and heads of the
 model on that text, the share of the attention's mass that they hold and the relative error of the attention's output, each
 layer given what the full model gives it; the negative log-likelihood of the text's second half, less that of dense
-attention; and which share of planted facts the model tells when the context and the question were read sparsely and the
-answer is spoken with dense attention. An interrupted run goes on where it stopped.
+attention; and which share of planted facts the model tells when the context and then the question were read sparsely, each
+in a call of its own, and the answer is spoken with dense attention. An interrupted run goes on where it stopped.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import nullcontext
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from transformers import DynamicCache
 
 import fmlab as fm
 from fmlab.intervals import bootstrap
-from fmlab.reading import read_first, speak
+from fmlab.reading import read, read_first, speak
 from fmlab.sparsity import (
     AntiDiagonal,
     BigBird,
@@ -32,7 +35,7 @@ from fmlab.sparsity import (
     Streaming,
     Strided,
     VerticalSlash,
-    mass_recall,
+    block_mass,
     output_error,
 )
 from fmlab.sparsity.pattern import rescaled
@@ -72,6 +75,19 @@ def recorded(tokens: int, seed: int, tiny: bool) -> fm.Trace:
     return fm.record(model(tiny), text(tokens, seed, tiny))
 
 
+def layers_of(trace: fm.Trace) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Queries, keys and values of each layer, as a batch of one."""
+    for layer in zip(trace.queries, trace.keys, trace.values, strict=True):
+        yield tuple(x[None].float() for x in layer)
+
+
+@lru_cache(maxsize=1)
+def masses(tokens: int, seed: int, block: int, tiny: bool) -> list[torch.Tensor]:
+    """The attention mass of every block in every head of each layer; all patterns are judged by the same."""
+    trace = recorded(tokens, seed, tiny)
+    return [block_mass(q, k, block, trace.scaling) for q, k, _ in layers_of(trace)]
+
+
 @lru_cache(maxsize=1)
 def nats(tokens: int, seed: int, tiny: bool) -> torch.Tensor:
     """Of the second half, by dense attention."""
@@ -90,21 +106,21 @@ def cell(seed: int, pattern: Pattern | None, tokens: int, block: int, tiny: bool
     row = {"answered": told(lm, seed, pattern, tokens, block)}
     if pattern is None:
         return row | {"density": 1.0, "mass_recall": 1.0, "output_error": 0.0, "nll_delta": 0.0}
-    with fm.sparse(lm.model, pattern, block, kernel="dense"):
+    with fm.sparse(lm.model, pattern, block, kernel="gather"):
         sparse = spoken_nats(lm, text(tokens, seed, tiny))
     row["nll_delta"] = float((sparse - nats(tokens, seed, tiny)).mean())
-    return row | on_recorded(recorded(tokens, seed, tiny), pattern, block)
+    return row | on_recorded(pattern, tokens, seed, block, tiny)
 
 
 @torch.no_grad()
-def on_recorded(trace: fm.Trace, pattern: Pattern, block: int) -> dict[str, float]:
+def on_recorded(pattern: Pattern, tokens: int, seed: int, block: int, tiny: bool) -> dict[str, float]:
     """Means over layers and heads."""
-    found = []
-    for queries, keys, values in zip(trace.queries, trace.keys, trace.values, strict=True):
-        q, k, v = queries[None].float(), keys[None].float(), values[None].float()
+    trace, found = recorded(tokens, seed, tiny), []
+    for layer, mass in zip(layers_of(trace), masses(tokens, seed, block, tiny), strict=True):
+        q, k, v = layer
         choice = pattern.blocks(rescaled(q, trace.scaling), k, block)
-        mass, error = mass_recall(q, k, choice, trace.scaling), output_error(q, k, v, choice, trace.scaling)
-        found.append((choice.density, float(mass.mean()), float(error.mean())))
+        kept, error = (mass * choice.blocks).sum((-2, -1)) / tokens, output_error(q, k, v, choice, trace.scaling)
+        found.append((choice.density, float(kept.mean()), float(error.mean())))
     return dict(zip(("density", "mass_recall", "output_error"), pd.DataFrame(found).mean(), strict=True))
 
 
@@ -112,17 +128,19 @@ def on_recorded(trace: fm.Trace, pattern: Pattern, block: int) -> dict[str, floa
 def told(lm: fm.LanguageModel, seed: int, pattern: Pattern | None, tokens: int, block: int) -> float:
     """The share of planted facts that the model tells."""
     sample = fm.tasks.recall(lm, tokens, FACTS, seed)
-    right = 0
-    for planted in sample.planted:
-        prompt = torch.cat(lm.prompt(sample.context, planted.fact.question))
-        cache = DynamicCache(config=lm.model.config)
-        if pattern is None:
-            _, logits, _ = read_first(lm, cache, prompt, None)
-        else:
-            with fm.sparse(lm.model, pattern, block, kernel="dense"):
-                _, logits, _ = read_first(lm, cache, prompt, None)
-        reply = speak(lm, cache, logits, 16)
-        right += re.search(rf"\b{re.escape(planted.fact.answer)}\b", reply) is not None
+    way = nullcontext() if pattern is None else fm.sparse(lm.model, pattern, block, kernel="gather")
+    prompts = [lm.prompt(sample.context, planted.fact.question) for planted in sample.planted]
+    heard = []
+    with way:
+        whole, *_ = read_first(lm, DynamicCache(config=lm.model.config), prompts[0][0], None)
+        for _, question in prompts:
+            cache = deepcopy(whole)
+            heard.append((cache, read(lm, cache, question)))
+    replies = [speak(lm, *each, 16) for each in heard]
+    right = sum(
+        re.search(rf"\b{re.escape(planted.fact.answer)}\b", reply) is not None
+        for planted, reply in zip(sample.planted, replies, strict=True)
+    )
     return right / len(sample.planted)
 
 
