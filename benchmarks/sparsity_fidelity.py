@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from paired import arguments, machine
+from torch.nn.functional import scaled_dot_product_attention as dense_attention
 from transformers import DynamicCache
 
 import fmlab as fm
@@ -36,7 +37,6 @@ from fmlab.sparsity import (
     Strided,
     VerticalSlash,
     block_mass,
-    output_error,
 )
 from fmlab.sparsity.pattern import rescaled
 
@@ -82,10 +82,16 @@ def layers_of(trace: fm.Trace) -> Iterator[tuple[torch.Tensor, ...]]:
 
 
 @lru_cache(maxsize=1)
-def masses(tokens: int, seed: int, block: int, tiny: bool) -> list[torch.Tensor]:
-    """The attention mass of every block in every head of each layer; all patterns are judged by the same."""
+def full(tokens: int, seed: int, block: int, tiny: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of each layer the attention mass of every block and what dense attention gives: all patterns are held against them."""
     trace = recorded(tokens, seed, tiny)
-    return [block_mass(q, k, block, trace.scaling) for q, k, _ in layers_of(trace)]
+    return [
+        (
+            block_mass(q, k, block, trace.scaling),
+            dense_attention(q, k, v, is_causal=True, scale=trace.scaling, enable_gqa=True),
+        )
+        for q, k, v in layers_of(trace)
+    ]
 
 
 @lru_cache(maxsize=1)
@@ -116,11 +122,11 @@ def cell(seed: int, pattern: Pattern | None, tokens: int, block: int, tiny: bool
 def on_recorded(pattern: Pattern, tokens: int, seed: int, block: int, tiny: bool) -> dict[str, float]:
     """Means over layers and heads."""
     trace, found = recorded(tokens, seed, tiny), []
-    for layer, mass in zip(layers_of(trace), masses(tokens, seed, block, tiny), strict=True):
-        q, k, v = layer
+    for (q, k, v), (mass, dense) in zip(layers_of(trace), full(tokens, seed, block, tiny), strict=True):
         choice = pattern.blocks(rescaled(q, trace.scaling), k, block)
-        kept, error = (mass * choice.blocks).sum((-2, -1)) / tokens, output_error(q, k, v, choice, trace.scaling)
-        found.append((choice.density, float(kept.mean()), float(error.mean())))
+        sparse = fm.sparsity.attention(q, k, v, choice, "gather", trace.scaling)
+        kept, off = (mass * choice.blocks).sum((-2, -1)) / tokens, (sparse - dense).norm(dim=(2, 3))
+        found.append((choice.density, float(kept.mean()), float((off / dense.norm(dim=(2, 3))).mean())))
     return dict(zip(("density", "mass_recall", "output_error"), pd.DataFrame(found).mean(), strict=True))
 
 
