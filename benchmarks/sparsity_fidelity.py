@@ -1,6 +1,6 @@
 """What a model loses by attending sparsely: output error, attention mass, likelihood and planted facts against density.
 
-Writes data/sparsity.csv.gz, one row a text and pattern: the density of its choices; over all layers and heads of the
+Writes data/sparsity_fidelity.csv.gz, one row a text and pattern: the density of its choices; over all layers and heads of the
 model on that text, the share of the attention's mass that they hold and the relative error of the attention's output, each
 layer given what the full model gives it; the negative log-likelihood of the text's second half, less that of dense
 attention; and which share of planted facts the model tells when the context and then the question were read sparsely, each
@@ -171,7 +171,7 @@ def main() -> None:
     table = fm.sweep(cell, seed=range(texts), pattern=[None, *patterns], tokens=tokens, block=block, tiny=toy, out=out)
     table["pattern"] = table.pattern.fillna("dense attention")
     if not toy:
-        table.to_csv(ROOT / "data" / "sparsity.csv.gz", index=False, float_format="%.5g")
+        table.to_csv(ROOT / "data" / "sparsity_fidelity.csv.gz", index=False, float_format="%.5g")
     print(f"# {machine()}")
     print(paired(table).to_string(index=False))
 

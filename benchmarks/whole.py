@@ -2,7 +2,7 @@
 alone, each one left out; and the sums that the progress report claims.
 
 Writes data/optimizations_whole.csv.gz, a row a step and setting. The settings go on step by step, in an order drawn for
-every step, and every step's result is the same in all. Where an optimisation alone and the same one left out disagree,
+every step, and every step's result is the same in all; the first step warms up and is not counted. Where an optimisation alone and the same one left out disagree,
 all twos of such ones are measured, too, and what they do together is named.
 """
 
@@ -65,7 +65,7 @@ def main() -> None:
     given = parser.parse_args()
     about = provenance().columns | {"machine": machine()}  # before the table is written, which makes the checkout dirty
     print(f"# {about['machine']}")
-    workloads = map(with_one_switch, (chat(2), grid(1, 32))) if given.toy else (chat(40), grid(6))
+    workloads = map(with_one_switch, (chat(2), grid(2, 32))) if given.toy else (chat(40), grid(6))
     for workload in workloads:
         if given.only not in (None, workload.name):
             continue

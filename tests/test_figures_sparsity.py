@@ -48,6 +48,14 @@ def test_over_speed_the_oracle_is_at_its_ideal():
     assert [shape.x0 for shape in figure.layout.shapes] == [1]
 
 
+def test_nats_may_be_gained_and_have_no_percent():
+    table = TABLE.assign(nll_delta=TABLE["mass_recall"] - 0.6)
+    figure = figures.sparsity_pareto(table, y="nll_delta")
+    assert min(figure.data[1].y) < 0 and figure.layout.yaxis.tickformat == ".2f"
+    assert figure.layout.title.text.startswith("Nats a token lost against density")
+    assert figures.sparsity_pareto(TABLE.assign(answered=0.5), y="answered").layout.yaxis.tickformat == ".0%"
+
+
 def test_without_intervals_there_are_no_bars():
     plain = TABLE[["pattern", "setting", "density", "mass_recall"]]
     assert all(line.error_y.array is None for line in figures.sparsity_pareto(plain).data)
@@ -63,12 +71,14 @@ def test_without_intervals_there_are_no_bars():
         (TABLE.drop(columns="setting"), {}, "the table has no column 'setting'"),
         (TABLE, {"x": "tokens"}, "x='tokens'; one of density, speedup"),
         (TABLE, {"y": "nll"}, "y='nll'; one of mass_recall, output_error"),
-        (TABLE.assign(density=1.2), {}, r"density=1.2 of Oracle\(0.4\) is none from 0 to 1"),
+        (TABLE.assign(density=1.2), {}, r"density=1.2 of Oracle\(0.4\) is not from 0 to 1"),
         (TABLE.assign(mass_recall=math.nan), {}, "mass_recall=nan"),
         (TABLE.assign(speedup=0.0), {"x": "speedup"}, "speedup=0.0 has no place on a logarithmic axis"),
         (TABLE.drop(columns="density"), {"x": "speedup"}, "the table has no column 'density'"),
         (TABLE.assign(density=0.0), {"x": "speedup"}, "density=0.0 has no place"),
-        (TABLE.assign(output_error=-1.0), {"y": "output_error"}, "output_error=-1.0 of .* is none 0 or more"),
+        (TABLE.assign(nll_delta=math.inf), {"y": "nll_delta"}, "nll_delta=inf of .* is not a number"),
+        (TABLE.assign(answered=1.5), {"y": "answered"}, "answered=1.5 of .* is not from 0 to 1"),
+        (TABLE.assign(output_error=-1.0), {"y": "output_error"}, "output_error=-1.0 of .* is not 0 or more"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(table, options, says):

@@ -23,14 +23,17 @@ WORK = Workload("work", SWITCHES, steps)
 def planted(
     cost: dict[str, float], under: list[frozenset[str]], scale: tuple[float, ...] = (1.0, 2.0, 4.0)
 ) -> pd.DataFrame:
-    """Times of work in which each switch that is off costs its seconds, beside one second that no switch saves."""
+    """Times of work in which each switch that is off costs its seconds, beside one second that no switch saves.
+
+    The first step loads something besides, under whichever setting comes first.
+    """
     return pd.DataFrame(
         [
             {
                 "workload": "work", "step": step, "on": label(on),
-                "seconds": times * (1 + sum(cost[name] for name in SWITCHES if name not in on)),
+                "seconds": times * (1 + sum(cost[name] for name in SWITCHES if name not in on)) + 5 * (step == 0 and on == under[0]),
             }
-            for step, times in enumerate(scale)
+            for step, times in enumerate((1.0, *scale))
             for on in under
         ]
     )  # fmt: skip
@@ -93,6 +96,13 @@ def test_what_two_do_together():
     # 4 seconds; a alone 2, b alone 3, both 1: 4 x, where 2 x times 4/3 x would be 8/3 x
     assert math.isclose(found.loc[("a", "b"), "together"], 1.5) and math.isclose(found.loc[("a", "c"), "together"], 1.0)
     assert len(found) == 3
+
+
+def test_one_step_is_no_more_than_a_warm_up():
+    table = planted({"a": 2.0, "b": 1.0, "c": 0.0}, settings(SWITCHES))
+    for figures in (effects, speedups, interactions):
+        with pytest.raises(ValueError, match="work has one step, which is the warm-up; do two or more"):
+            figures(table[table["step"] == 0])
 
 
 def test_a_setting_that_was_not_measured_is_named():

@@ -1,5 +1,6 @@
 """What attention patterns keep, against their density or their speed: a line a pattern, and the Oracle's as the bound."""
 
+import math
 from html import escape
 
 import pandas as pd
@@ -13,20 +14,26 @@ WORDS = {
     "density": ("Oracle: sees the attention it chooses from", "dot"),
     "speedup": ("Oracle at 1/density (a bound)", "dash"),
 }
-UP = {"mass_recall": "attention mass kept", "output_error": "error of the output, relative"}
+UP = {
+    "mass_recall": "attention mass kept",
+    "output_error": "error of the output, relative",
+    "nll_delta": "nats a token lost",
+    "answered": "planted facts told",
+}
+SHARES = ("density", "mass_recall", "answered")
 
 
 def sparsity_pareto(table: pd.DataFrame, x: str = "density", y: str = "mass_recall") -> go.Figure:
-    """What is kept (`mass_recall`) or lost (`output_error`) over `density` or `speedup`, a line a pattern.
+    """What is kept (`mass_recall`, `answered`) or lost (`output_error`, `nll_delta`) over `density` or `speedup`.
 
-    One row a setting: `pattern` (its name), `setting` (its repr), x and y, and, where they were measured, `y_low` and
+    A line a pattern, one row a setting: `pattern` (its name), `setting` (its repr), x and y, and, where they were measured, `y_low` and
     `y_high` (and `x_low`, `x_high`) with 95% intervals. The thick dotted line is the Oracle's, which sees the full
     attention: of mass no choice of whole blocks keeps more at its density. Over `speedup` it is dashed and stands at
     1 / density, whatever its rows say: what it would be worth were it chosen for nothing and every block that is not read
     saved its whole share, so a bound and no measurement. Over a speed-up of 1 a pattern is faster than dense attention.
 
     Raises ValueError for another x or y, a table without a row or a column (`density` too, where the Oracle is over
-    `speedup`), a density or recall outside 0 to 1, and a speed-up that is not above 0.
+    `speedup`), a share outside 0 to 1, an error below 0, and a speed-up that is not above 0.
     """
     for name, value, known in (("x", x, ACROSS), ("y", y, UP)):
         if value not in known:
@@ -63,7 +70,7 @@ def sparsity_pareto(table: pd.DataFrame, x: str = "density", y: str = "mass_reca
         figure.add_vline(x=1, line={"color": NEUTRAL, "width": 1.5})
     figure.update_xaxes(title_text=ACROSS[x], type="log", **({"tickformat": ".0%"} if x == "density" else {}))
     figure.update_xaxes(dtick="D2")
-    figure.update_yaxes(title_text=UP[y], tickformat=".0%")
+    figure.update_yaxes(title_text=UP[y], tickformat=".2f" if y == "nll_delta" else ".0%")
     return finish(figure, f"{UP[y].split(',')[0].capitalize()} against {x.replace('speedup', 'speed-up')}", 520)
 
 
@@ -82,11 +89,12 @@ def _across(line: go.Scatter, rows: pd.DataFrame, x: str) -> None:
 
 def _check(table: pd.DataFrame, x: str, y: str) -> None:
     for name in (x, y):
-        bounded = name in ("density", "mass_recall")
-        wrong = table[~(table[name].between(0, 1 + 1e-6) if bounded else table[name] >= 0)]
+        bounded, signed = name in SHARES, name == "nll_delta"
+        least, greatest = -math.inf if signed else 0, 1 + 1e-6 if bounded else math.inf
+        wrong = table[~(table[name].between(least, greatest) & (table[name].abs() < math.inf))]
         if not wrong.empty:
             row = wrong.iloc[0]
-            wanted = "from 0 to 1" if bounded else "0 or more"
-            raise ValueError(f"{name}={row[name]} of {row['setting']} is none {wanted}; leave the row out")
+            wanted = "from 0 to 1" if bounded else "a number" if signed else "0 or more"
+            raise ValueError(f"{name}={row[name]} of {row['setting']} is not {wanted}; leave the row out")
     if (low := table[x].min()) <= 0:
         raise ValueError(f"{x}={low} has no place on a logarithmic axis; leave it out")

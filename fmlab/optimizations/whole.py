@@ -53,7 +53,8 @@ def ablate(
 ) -> pd.DataFrame:
     """Do the work under each setting (`settings` if None), all of them step by step, in an order drawn for every step.
 
-    One row a step and setting: `workload`, `step`, `on` (what is on, joined by " + "), `seconds`. `after_step` hears how
+    One row a step and setting: `workload`, `step`, `on` (what is on, joined by " + "), `seconds`. The first step is the
+    warm-up: whichever setting it begins with loads what all of them use, so no figure counts it. `after_step` hears how
     many steps are done; where it says False, Cancelled is raised. Raises NotEquivalent where a step's result is not that
     of the first setting; ValueError for a setting with a switch that the work does not have.
     """
@@ -92,7 +93,8 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     `alone` is all off over this one on, `left_out` all but this one on over all on: the speed-ups of the whole. `saved` is
     what it saves alone in seconds, and `share` that over all off: by Amdahl's law no speed-up of this piece can save
     more than the piece's share. `interaction` is alone over left out: above 1 where the others take over what it saves
-    alone, below 1 where it saves more beside them. Raises ValueError where a setting was not measured.
+    alone, below 1 where it saves more beside them. `n` is the steps but for the first, the warm-up. Raises ValueError where
+    a setting was not measured, and for one step.
     """
     found = []
     for name, rows in table.groupby("workload", sort=False):
@@ -122,7 +124,10 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def speedups(table: pd.DataFrame) -> pd.DataFrame:
-    """The speed-up of the whole under every setting against all off, one row a workload and setting, with 95% intervals."""
+    """The speed-up of the whole under every setting against all off, one row a workload and setting, with 95% intervals.
+
+    The first step, the warm-up, is not counted. Raises ValueError where it is the only one.
+    """
     found = []
     for name, rows in table.groupby("workload", sort=False):
         seconds = _wide(rows)
@@ -139,7 +144,7 @@ def interactions(table: pd.DataFrame) -> pd.DataFrame:
     """How two switches act together, one row for each two: the speed-up of both over the product of each one's.
 
     1 where each saves its share of whatever is left; above where both together save more than that, below where they save
-    the same thing. From `ablate(workload, twos(names))`.
+    the same thing. From `ablate(workload, twos(names))`, whose first step, the warm-up, is not counted.
     """
     found = []
     for name, rows in table.groupby("workload", sort=False):
@@ -164,8 +169,11 @@ def _ratio(above: Sequence[Seconds], below: Sequence[Seconds]) -> tuple[float, f
 
 
 def _wide(rows: pd.DataFrame) -> pd.DataFrame:
-    """Seconds with a row a step and a column a setting."""
-    return rows.pivot_table(index="step", columns="on", values="seconds", sort=False)
+    """Seconds with a row a step and a column a setting, the warm-up left out."""
+    first, last = rows["step"].min(), rows["step"].max()
+    if first == last:
+        raise ValueError(f"{rows['workload'].iloc[0]} has one step, which is the warm-up; do two or more")
+    return rows[rows["step"] > first].pivot_table(index="step", columns="on", values="seconds", sort=False)
 
 
 def _parts(on: str) -> frozenset[str]:
