@@ -162,3 +162,23 @@ def test_the_page_stays_alive_while_it_measures_and_cancel_stops_it(opened, scre
     page.locator(".fm-clear").click()
     page.wait_for_function("() => document.querySelector('.fmlab').dataset.rows === '0'")
     assert page.locator(".fm-bench-table").is_hidden()
+
+
+@pytest.mark.real
+def test_the_shipped_notebook_runs_and_its_bench_measures(lab, new_page, screenshot):
+    page = new_page()
+    names = ["token decoding: LRU cache", "sliding eviction: deque"]
+    harness.open_notebook(lab, page, lab.shipped("08_optimizations.ipynb", names=names, rounds=6, seconds=0.2))
+    harness.run_all(page)
+    told = harness.execute(page, "print(len(measured), measured.speedup.notna().all(), measured.floor.notna().all())")
+    assert told.split() == ["8", "True", "True"]
+    page.locator(".fm-bench-controls").scroll_into_view_if_needed()
+    switch(page, names[1])
+    page.locator(".fm-size").focus()
+    page.keyboard.press("Home")
+    page.locator(".fm-measure").click()
+    await_rows(page, 1)
+    assert rows(page)[0][:2] == [names[1], "1,000 tokens"]
+    assert page.locator(".fm-bench-floor").inner_text().startswith("at least ")
+    page.locator(".fm-bench-legend").scroll_into_view_if_needed()
+    screenshot(page, "bench-notebook")
