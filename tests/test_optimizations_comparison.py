@@ -229,9 +229,22 @@ def test_results_that_cannot_be_compared_are_refused():
         __hash__ = None
 
     with pytest.raises(
-        fm.optimizations.NotEquivalent, match="result cannot be compared, Odd: TypeError: no two are alike"
+        fm.optimizations.NotEquivalent, match=r"result cannot be compared \(Odd\), TypeError: no two are alike"
     ):
         quick(replace(PAIR, baseline=lambda values: Odd(), optimised=lambda values: Odd()), sizes=(3,))
+
+    def around(values):
+        found = []
+        found.append(found)
+        return found
+
+    with pytest.raises(fm.optimizations.NotEquivalent, match=r"result cannot be compared \(list\), RecursionError"):
+        quick(replace(PAIR, baseline=around, optimised=around), sizes=(3,))
+
+
+def test_a_floor_that_raises_is_said_before_anything_is_measured():
+    with pytest.raises(fm.optimizations.SideFailed, match="at 0 items: the floor raised ZeroDivisionError"):
+        quick(replace(PAIR, floor=lambda size: fm.optimizations.Floor(1 / size, "bytes", "none")), sizes=(0,))
 
 
 @pytest.mark.parametrize("sizes", [(), (-1,), (3, True)])
@@ -274,7 +287,7 @@ def test_what_takes_longer_than_allowed_has_fewer_rounds_but_six():
     assert row.n == 6
 
 
-@pytest.mark.parametrize("claim", [(0, 1), (2, 1), (-1, 2)])
+@pytest.mark.parametrize("claim", [(0, 1), (2, 1), (-1, 2), (2, float("inf"))])
 def test_a_claim_that_is_no_range_of_speedups_is_refused(claim):
     with pytest.raises(ValueError, match="claim="):
         replace(PAIR, claim=claim)

@@ -23,7 +23,9 @@ class SideFailed(RuntimeError):
 
 
 def check(pair: Pair, size: int) -> None:
-    """Prove both ways on three fresh inputs of a size. Raises as `prove` does."""
+    """Prove both ways on three fresh inputs of a size. Raises as `prove` does, and SideFailed where the floor raises."""
+    if pair.floor:
+        called(f"{pair.name} at {size} {pair.unit}: the floor", partial(pair.floor, size))
     for seed in (*FRESH, random.SystemRandom().choice(DRAWN)):
         prove(pair, size, seed)
 
@@ -35,21 +37,21 @@ def prove(pair: Pair, size: int, seed: int) -> tuple[tuple, tuple]:
     """
     at = place(pair, size, seed)
     given = tuple(_inputs(pair, size, seed) for _ in SIDES)
-    before = held(given[0])
-    if gap := _gap(at, before, held(given[1]), "inputs"):
+    before = looked_into(at, "inputs", held, given[0])
+    if gap := looked_into(at, "inputs", first_difference, before, held(given[1]), 0.0, "inputs"):
         raise NotEquivalent(f"{at}: made again, {gap}; let the seed say all that is drawn")
     results = []
     for name, own in zip(SIDES, given, strict=True):
         result = called(f"{at}: the {name} way", partial(getattr(pair, name), *own))
-        results.append(held(result, lambda part: part))  # what the next call does to the same object is its own
+        results.append(looked_into(at, "result", held, result, _itself))  # the next call may write over it
         unchanged(pair, size, seed, name, before, own)
-    if gap := _gap(at, *results, "result", pair.tolerance):
+    if gap := looked_into(at, "result", first_difference, *results, pair.tolerance):
         raise NotEquivalent(
             f"{at}: {gap} (tolerance {pair.tolerance:g}); the optimised way gives something else, so there is no speed-up"
         )
     if seed == FRESH[0]:
         again = called(f"{at}: the baseline way", partial(pair.baseline, *given[0]))
-        if gap := _gap(at, results[0], again, "result", pair.tolerance):
+        if gap := looked_into(at, "result", first_difference, results[0], again, pair.tolerance):
             raise NotEquivalent(f"{at}: the baseline once more gives {gap}; it is not the same twice")
     return given
 
@@ -57,7 +59,7 @@ def prove(pair: Pair, size: int, seed: int) -> tuple[tuple, tuple]:
 def unchanged(pair: Pair, size: int, seed: int, name: str, before: object, given: tuple) -> None:
     """Raises NotEquivalent where what a way was given is no longer what it was `before`."""
     at = place(pair, size, seed)
-    if gap := _gap(at, before, held(given), "inputs"):
+    if gap := looked_into(at, "inputs", first_difference, before, held(given), 0.0, "inputs"):
         raise NotEquivalent(f"{at}: the {name} way changes its inputs: {gap}; let it work on a copy")
 
 
@@ -72,6 +74,18 @@ def called(what: str, run: Callable[[], object]) -> object:
 def failed(what: str, error: BaseException) -> SideFailed:
     """In the words of the tables."""
     return SideFailed(f"{what} raised {type(error).__name__}: {error}")
+
+
+def looked_into(at: str, what: str, look: Callable[..., object], *given: object) -> object:
+    """What a look into the pair's own objects gives. Raises NotEquivalent where they cannot be copied or compared."""
+    try:
+        return look(*given)
+    except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        kinds = " and ".join(dict.fromkeys(type(value).__name__ for value in given[:2] if value is not _itself))
+        raise NotEquivalent(
+            f"{at}: {what} cannot be compared ({kinds}), {type(error).__name__}: {error}; give numbers, words or "
+            "collections of them"
+        ) from error
 
 
 def place(pair: Pair, size: int, seed: int) -> str:
@@ -89,12 +103,5 @@ def _inputs(pair: Pair, size: int, seed: int) -> tuple:
     return given
 
 
-def _gap(at: str, expected: object, found: object, where: str, tolerance: float | int = 0.0) -> str | None:
-    try:
-        return first_difference(expected, found, tolerance, where)
-    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-        kinds = " and ".join(dict.fromkeys(type(value).__name__ for value in (expected, found)))
-        raise NotEquivalent(
-            f"{at}: {where} cannot be compared, {kinds}: {type(error).__name__}: {error}; give numbers, words or "
-            "collections of them"
-        ) from error
+def _itself(part: object) -> object:
+    return part

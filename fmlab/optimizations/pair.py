@@ -49,7 +49,7 @@ class Pair:
     """The name in this lab that works the optimised way; None where it does not win and is not used."""
 
     def __post_init__(self) -> None:
-        if self.claim is not None and not 0 < self.claim[0] <= self.claim[1]:
+        if self.claim is not None and not 0 < self.claim[0] <= self.claim[1] < inf:
             raise ValueError(f"{self.name}: claim={self.claim}; give two speed-ups, the lower first, both above 0")
         if not 0 <= self.tolerance < inf:
             raise ValueError(f"{self.name}: tolerance={self.tolerance}; give 0 (exactly equal) or a number above")
