@@ -30,13 +30,13 @@ def check(pair: Pair, size: int) -> None:
         prove(pair, size, seed)
 
 
-def prove(pair: Pair, size: int, seed: int) -> tuple[tuple, tuple]:
-    """The inputs of each of the two ways, made apart, on which they have given the same and which neither has changed.
+def prove(pair: Pair, size: int, seed: int) -> tuple:
+    """Inputs on which both ways have given the same, each on its own copy, and which neither has changed.
 
     Raises NotEquivalent with the first difference; SideFailed where one of the two or the inputs raise.
     """
     at = place(pair, size, seed)
-    given = tuple(_inputs(pair, size, seed) for _ in SIDES)
+    given = [_inputs(pair, size, seed) for _ in SIDES]
     before = looked_into(at, "inputs", held, given[0])
     if gap := looked_into(at, "inputs", first_difference, before, held(given[1]), 0.0, "inputs"):
         raise NotEquivalent(f"{at}: made again, {gap}; let the seed say all that is drawn")
@@ -44,7 +44,7 @@ def prove(pair: Pair, size: int, seed: int) -> tuple[tuple, tuple]:
     for name, own in zip(SIDES, given, strict=True):
         result = called(f"{at}: the {name} way", partial(getattr(pair, name), *own))
         results.append(looked_into(at, "result", held, result, _itself))  # the next call may write over it
-        unchanged(pair, size, seed, name, before, own)
+        unchanged(f"{at}: the {name} way", before, own)
     if gap := looked_into(at, "result", first_difference, *results, pair.tolerance):
         raise NotEquivalent(
             f"{at}: {gap} (tolerance {pair.tolerance:g}); the optimised way gives something else, so there is no speed-up"
@@ -53,14 +53,13 @@ def prove(pair: Pair, size: int, seed: int) -> tuple[tuple, tuple]:
         again = called(f"{at}: the baseline way", partial(pair.baseline, *given[0]))
         if gap := looked_into(at, "result", first_difference, results[0], again, pair.tolerance):
             raise NotEquivalent(f"{at}: the baseline once more gives {gap}; it is not the same twice")
-    return given
+    return given[0]
 
 
-def unchanged(pair: Pair, size: int, seed: int, name: str, before: object, given: tuple) -> None:
-    """Raises NotEquivalent where what a way was given is no longer what it was `before`."""
-    at = place(pair, size, seed)
-    if gap := looked_into(at, "inputs", first_difference, before, held(given), 0.0, "inputs"):
-        raise NotEquivalent(f"{at}: the {name} way changes its inputs: {gap}; let it work on a copy")
+def unchanged(way: str, before: object, given: tuple) -> None:
+    """Raises NotEquivalent, which names the way, where what it was given is no longer what it was `before`."""
+    if gap := looked_into(way, "inputs", first_difference, before, held(given), 0.0, "inputs"):
+        raise NotEquivalent(f"{way} changes its inputs: {gap}; let it work on a copy")
 
 
 def called(what: str, run: Callable[[], object]) -> object:
