@@ -24,7 +24,7 @@ from .optimizations.pair import Pair
 from .optimizations.whole import ablate, speedups
 from .provenance import provenance
 
-HEADINGS = ("pair", "size", "claim", "measured, 95% interval", "n", "verdict")
+HEADINGS = ("pair", "size", "claim", "measured, 95% interval", "n", "verdict", "at least")
 TURNS = 40  # of the chat that is measured as a whole
 Outcome = Comparison | Refused
 
@@ -66,9 +66,10 @@ class Request:
         ):
             if value < least:
                 raise ValueError(f"--{name} {value}; give {least} or more")
-        if not seconds > 0:
-            raise ValueError(f"--seconds {seconds}; give a time above 0")
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"--seconds {seconds}; give a time above 0 that ends")
         if csv is not None:
+            csv = _at_home(csv)
             _check_writable(csv)
         pairs = tuple(known[name] for name in dict.fromkeys(names)) or tuple(known.values())
         return cls(pairs, tuple(dict.fromkeys(sizes)) or None, rounds, seconds, turns, csv)
@@ -79,7 +80,7 @@ def main(asked: Request, as_json: bool = False) -> int:
 
     What is finished is printed and written also when a pair raises what no refusal is, or Ctrl-C is pressed.
     """
-    about, outcomes, whole = _about(asked), [], []
+    about, outcomes, whole, written = _about(asked), [], [], False
     if not as_json:
         print(
             f"machine: {about['machine']}\nversions: {about['versions']}\ncommit: {about['commit']}"
@@ -89,7 +90,8 @@ def main(asked: Request, as_json: bool = False) -> int:
     try:
         for outcome in _measured(asked):
             outcomes.append(outcome)
-            _write(about, outcomes, asked)
+            written = False
+            written = _write(about, outcomes, asked)
             if not as_json:
                 tqdm.write(f"{outcome!r}\n", file=sys.stdout)
         whole += _whole(asked.turns)
@@ -98,7 +100,9 @@ def main(asked: Request, as_json: bool = False) -> int:
         print(f"interrupted; {done}{', the whole chat is not' if asked.turns else ''}", file=sys.stderr)
         return 130
     finally:
-        _deliver(about, outcomes, whole, asked, as_json)
+        _deliver(about, outcomes, whole, as_json)
+        if written:
+            print(f"\nrows: {asked.csv}", file=sys.stderr if as_json else sys.stdout)
     return int(any(isinstance(outcome, Refused) for outcome in outcomes))
 
 
@@ -150,7 +154,7 @@ def _about(asked: Request) -> dict:
     }
 
 
-def _deliver(about: dict, outcomes: Sequence[Outcome], whole: Sequence[dict], asked: Request, as_json: bool) -> None:
+def _deliver(about: dict, outcomes: Sequence[Outcome], whole: Sequence[dict], as_json: bool) -> None:
     rows = records(outcomes)
     if as_json:
         tables = {"rows": rows, "whole": whole}
@@ -158,25 +162,24 @@ def _deliver(about: dict, outcomes: Sequence[Outcome], whole: Sequence[dict], as
         print(json.dumps(about | plain, indent=1, allow_nan=False))
     elif rows:
         print(verdicts(rows, whole))
-    if asked.csv is not None and rows:
-        print(f"\nrows: {asked.csv}", file=sys.stderr if as_json else sys.stdout)
 
 
-def _write(about: dict, outcomes: Sequence[Outcome], asked: Request) -> None:
-    """The file anew after every pair, so that a long run loses nothing when it is ended."""
+def _write(about: dict, outcomes: Sequence[Outcome], asked: Request) -> bool:
+    """The file anew after every pair, so that a long run loses nothing when it is ended; whether there is one."""
     if asked.csv is None:
-        return
+        return False
     ours = {name: about[name] for name in ("commit", "dirty", "versions", "machine")}
+    rows = [{name: _plain(value) for name, value in row.items()} | ours for row in records(outcomes)]
     with asked.csv.open("w", encoding="utf-8", newline="") as file:
-        rows = [{name: _plain(value) for name, value in row.items()} | ours for row in records(outcomes)]
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+    return True
 
 
 def _of_the_chat(row: dict) -> tuple[str, ...]:
     measured = f"{row['speedup']:.3g} x [{row['low']:.3g}, {row['high']:.3g}]"
-    return row["claim"], f"whole {row['workload']}", _claim(row), measured, str(row["n"]), row["verdict"]
+    return row["claim"], f"whole {row['workload']}", _claim(row), measured, str(row["n"]), row["verdict"], "–"
 
 
 def _claim(row: dict) -> str:
@@ -187,7 +190,15 @@ def _claim(row: dict) -> str:
 def _cells(row: dict) -> tuple[str, ...]:
     found = "–" if row["error"] else f"{row['speedup']:.3g} x [{row['low']:.3g}, {row['high']:.3g}]"
     verdict = row["verdict"] + (f" (unstable machine: {row['unrest']})" if row["unrest"] else "")
-    return row["pair"], f"{row['size']:,} {row['unit']}", _claim(row), found, str(row["n"]), verdict
+    return (
+        row["pair"],
+        f"{row['size']:,} {row['unit']}",
+        _claim(row),
+        found,
+        str(row["n"]),
+        verdict,
+        row["floor"] or "–",
+    )
 
 
 def _plain(value: object) -> object:
@@ -196,9 +207,16 @@ def _plain(value: object) -> object:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+def _at_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # pathlib's word for a user that there is not
+        raise NotADirectoryError(f"--csv {path}: there is no such home; write the folder out") from error
+
+
 def _check_writable(path: Path) -> None:
     """Before the work, not after it."""
-    folder = path.expanduser().parent
+    folder = path.parent
     if not folder.is_dir():
         raise NotADirectoryError(f"--csv {path}: {folder} is no folder; make it first")
     if path.is_dir():

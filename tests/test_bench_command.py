@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ import fmlab as fm
 from fmlab import bench
 from fmlab.cli import main
 from fmlab.optimizations import chat
+from fmlab.optimizations.outcome import attempt
 from fmlab.optimizations.whole import Workload
 
 QUICK = ["--rounds", "6", "--seconds", "1"]
@@ -41,6 +43,15 @@ PAIR = fm.optimizations.Pair("sorting: NumPy", (1.1, 1.3), "nobody", plain, np.s
 OTHER = replace(PAIR, name="sorting twice", claim=None, optimised=lambda values: sorted(sorted(values)), sizes=(10,))
 WRONG = replace(PAIR, name="wrong", optimised=lambda values: [*sorted(values)[:-1], 2.0], sizes=(10,))
 FAILS = replace(PAIR, name="fails", baseline=broken, sizes=(10,))
+
+
+def attempt_but(pair):
+    """`attempt`, which raises for this pair what no refusal is."""
+
+    def tried(asked, *rest):
+        return missing(0, 0) if asked is pair else attempt(asked, *rest)
+
+    return tried
 
 
 @pytest.fixture
@@ -98,8 +109,8 @@ def test_a_refused_pair_is_in_the_table_and_the_exit_code(run):
     assert code == 1
     assert "not equivalent: wrong at 10 items, seed 1000: result[9]" in out
     lines = [re.split(r"\s{2,}", line) for line in out.strip().split("\n\n")[-1].splitlines()]
-    assert lines[1] == ["wrong", "10 items", "1.1-1.3 x", "–", "0", "not equivalent"]
-    assert lines[-1] == ["fails", "10 items", "1.1-1.3 x", "–", "0", "failed"] and len(lines) == 6
+    assert lines[1] == ["wrong", "10 items", "1.1-1.3 x", "–", "0", "not equivalent", "–"]
+    assert lines[-1] == ["fails", "10 items", "1.1-1.3 x", "–", "0", "failed", "–"] and len(lines) == 6
     code, out, _ = run([FAILS], "--json", *QUICK)
     assert code == 1 and json.loads(out)["rows"][0]["speedup"] is None
     assert "the baseline way raised RuntimeError: no sorting today" in json.loads(out)["rows"][0]["error"]
@@ -117,6 +128,10 @@ def test_an_unstable_machine_is_said(run, monkeypatch):
         (["--size", "-1"], "--size -1; give 0 or more"),
         (["--rounds", "5"], "--rounds 5; give 6 or more"),
         (["--seconds", "0"], "--seconds 0.0; give a time above 0"),
+        (["--seconds", "inf", "--json"], "--seconds inf; give a time above 0 that ends"),
+        (["--seconds", "nan"], "--seconds nan; give a time above 0 that ends"),
+        (["--csv=~/none/x.csv"], "none is no folder"),
+        (["--csv=~nobody.at.home/x.csv"], "--csv ~nobody.at.home/x.csv: there is no such home"),
         (["--csv", "nowhere/x.csv"], "nowhere is no folder"),
     ],
 )
@@ -125,13 +140,45 @@ def test_what_cannot_be_done_is_said_before_anything_is_measured(run, words, say
     assert (code, out) == (2, "") and says in err and "Traceback" not in err
 
 
-def test_what_is_finished_is_printed_and_written_after_an_interrupt_or_an_error(run, tmp_path):
+def test_what_is_finished_is_printed_and_written_after_an_interrupt_or_an_error(run, tmp_path, monkeypatch):
     path = tmp_path / "rows.csv"
     code, out, err = run([OTHER, replace(PAIR, optimised=interrupted)], "--csv", str(path), *QUICK)
     assert code == 130 and "interrupted; 1 of 2 pairs are finished" in err
     assert out.count("sorting twice") == 2 and len(path.read_text().splitlines()) == 2
-    code, out, err = run([OTHER, replace(PAIR, inputs=missing)], *QUICK)
+    monkeypatch.setattr(bench, "attempt", attempt_but(PAIR))
+    code, out, err = run([OTHER, PAIR], *QUICK)
     assert code == 2 and "fmlab: pip install 'abacus'" in err and out.count("sorting twice") == 2
+
+
+def test_inputs_that_raise_are_a_refused_row_and_the_next_pair_is_measured(run):
+    code, out, _ = run([replace(PAIR, name="gone", inputs=missing), OTHER], "--size", "5", *QUICK)
+    assert code == 1 and "the inputs raised ImportError: pip install 'abacus'" in out
+    lines = [re.split(r"\s{2,}", line) for line in out.strip().split("\n\n")[-1].splitlines()]
+    assert [line[0] for line in lines[1:]] == ["gone", "sorting twice"] and lines[1][5] == "failed"
+
+
+def test_the_floor_stands_beside_the_figure(run):
+    def floor(size):
+        return fm.optimizations.Floor(8 * size, "bytes", "each number read")
+
+    code, out, _ = run([replace(OTHER, floor=floor), PAIR], "--size", "5", *QUICK)
+    lines = [re.split(r"\s{2,}", line) for line in out.strip().split("\n\n")[-1].splitlines()]
+    assert code == 0 and [line[-1] for line in lines] == ["at least", "40 bytes: each number read", "–"]
+
+
+def test_rows_are_written_at_home_and_said_only_where_they_are(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, out, _ = run([OTHER], "--csv=~/rows.csv", *QUICK)
+    assert code == 0 and f"rows: {tmp_path}/rows.csv" in out and (tmp_path / "rows.csv").exists()
+    folder = tmp_path / "leaves"
+    folder.mkdir()
+
+    def leaves(size, seed):
+        shutil.rmtree(folder, ignore_errors=True)
+        return numbers(size, seed)
+
+    code, out, err = run([replace(OTHER, inputs=leaves)], "--csv", str(folder / "rows.csv"), *QUICK)
+    assert code == 2 and "No such file" in err and "rows: " not in out and "sorting twice" in out
 
 
 def test_the_claims_of_a_whole_chat_stand_below_the_pairs(run, monkeypatch):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fmlab as fm
+from fmlab.optimizations.outcome import attempt
 from fmlab.widgets import Bench
 from fmlab.widgets.bench import STOPS, size_at
 
@@ -57,7 +58,11 @@ def test_what_is_measured_is_a_row_a_pair_and_size_in_the_order_of_the_pairs(ben
     ]
     first = bench.rows[0]
     assert first["low"] <= first["speedup"] <= first["high"] and first["claim"] == [1.1, 1.3] and first["error"] is None
-    assert bench.rows[1]["claim"] is None and all(seconds.endswith("s") for seconds in first["seconds"])
+    assert (
+        bench.rows[1]["claim"] is None
+        and first["floor"] is None
+        and all(seconds.endswith("s") for seconds in first["seconds"])
+    )
     assert bench.status["state"] == "ready" and "2 pairs" in bench.status["text"]
     bench.show(pairs=["sorting"], stop=0).measure().wait()
     assert [(row["pair"], row["size"]) for row in bench.rows] == [
@@ -83,6 +88,13 @@ def test_a_refused_pair_is_a_row_with_its_error_and_no_speed_up(bench):
     shown = bench._repr_mimebundle_()[0]["text/plain"]
     assert "measured in this kernel, on cpu" in shown and "not equivalent" in shown
     assert repr(bench) == "Bench(4 pairs, 3 rows measured)"
+
+
+def test_the_floor_travels():
+    view = Bench([replace(OTHER, floor=lambda size: optimizations.Floor(8 * size, "bytes", "read"))], rounds=6)
+    view.measure().wait()
+    assert view.rows[0]["floor"] == "56 bytes: read"
+    view.close()
 
 
 def test_an_unstable_machine_travels(bench, monkeypatch):
@@ -124,8 +136,19 @@ def test_cancelled_after_the_round_in_work():
     view.close()
 
 
-def test_what_is_no_refusal_ends_the_measuring_and_is_shown(bench):
-    view = Bench([PAIR, replace(OTHER, inputs=missing)], rounds=6)
+def test_inputs_that_raise_are_a_row_and_the_next_pair_is_measured():
+    view = Bench([replace(OTHER, name="gone", inputs=missing), OTHER], rounds=6)
+    view.show(pairs=["gone", "sorting twice"]).measure().wait()
+    assert "the inputs raised ImportError: pip install 'abacus'" in view.rows[0]["error"] and view.rows[1]["n"] == 6
+    view.close()
+
+
+def test_what_is_no_refusal_ends_the_measuring_and_is_shown(bench, monkeypatch):
+    def tried(pair, *rest):
+        return missing(0, 0) if pair is OTHER else attempt(pair, *rest)
+
+    monkeypatch.setattr("fmlab.widgets.bench.attempt", tried)
+    view = Bench([PAIR, OTHER], rounds=6)
     with pytest.raises(ImportError, match="abacus"):
         view.show(pairs=["sorting", "sorting twice"]).measure().wait()
     assert view.status["state"] == "error" and "abacus" in view.status["text"] and "missing" in view.status["detail"]

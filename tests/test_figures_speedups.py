@@ -87,6 +87,21 @@ def test_lines_by_size_and_where_they_start_to_pay():
     assert len(figures.speedup_by_size(TABLE[TABLE["pair"] == "eviction"]).data) == 1
 
 
+def test_the_pointer_is_told_the_floor_where_there_is_one():
+    floors = TABLE[TABLE["pair"] == "masks"].assign(floor=["40 bytes: <i>", "400 bytes: a boolean a block", None, None])
+    told = figures.speedups(floors).data[0].hovertext
+    assert told[0].endswith("<br>at least 40 bytes: &lt;i&gt;") and "at least 400 bytes" in told[1]
+    line = figures.speedup_by_size(floors).data[0]
+    assert [row[4] for row in line.customdata] == [
+        "<br>at least 40 bytes: &lt;i&gt;",
+        "<br>at least 400 bytes: a boolean a block",
+        "",
+        "",
+    ]
+    assert "%{customdata[4]}" in line.hovertemplate
+    assert "at least" not in "".join(figures.speedups(TABLE).data[1].hovertext)
+
+
 @pytest.mark.parametrize("draw", [figures.speedups, figures.speedup_by_size])
 @pytest.mark.parametrize(
     ("table", "says"),

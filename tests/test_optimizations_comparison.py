@@ -2,8 +2,10 @@
 
 import math
 import time
-from dataclasses import replace
+import tracemalloc
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ import torch
 import fmlab as fm
 from fmlab.optimizations.clock import Cancelled, Times, in_turn, speedup
 from fmlab.optimizations.memory import peak_nbytes
+from fmlab.optimizations.pair import checked_sizes
 from fmlab.optimizations.verdict import Verdict, verdict
 
 compare = fm.optimizations.compare
@@ -69,14 +72,117 @@ def test_a_way_that_is_wrong_on_some_inputs_only_is_found_on_fresh_ones():
         quick(replace(PAIR, optimised=wrong_half_of_the_time), sizes=(5, 6, 7, 8))
 
 
-def test_a_way_that_changes_its_input_is_refused():
-    def empties(values):
-        found = sorted(values)
-        values.clear()
-        return found
+def sorts_in_place(values):
+    values.sort()
+    return list(values)
 
-    with pytest.raises(fm.optimizations.NotEquivalent, match="changes its inputs"):
-        quick(replace(PAIR, optimised=empties), sizes=(5,))
+
+def turns_in_place(values):
+    values.reverse()
+    return values
+
+
+def add_in_place(x):
+    return x.add_(1)
+
+
+def forget_in_place(x):
+    return x.mul_(0)
+
+
+class Box(NamedTuple):
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Held:
+    box: Box
+    model: object
+
+
+def in_a_box(size, seed):
+    return (Held(Box(numbers(size, seed)[0]), torch.nn.Linear(1, 1)),)
+
+
+@pytest.mark.parametrize(
+    ("ways", "inputs", "says"),
+    [
+        ((lambda v: (v.sort(), v)[1], turns_in_place), numbers, r"the baseline way changes its inputs: inputs\[0\]\[\d\]"),
+        ((plain, sorts_in_place), numbers, r"the optimised way changes its inputs: inputs\[0\]\[\d\]"),
+        ((plain, lambda v: (sorted(v), v.clear())[0]), numbers, r"the optimised way changes its inputs: inputs\[0\]: 5 items, then 0"),
+        ((add_in_place, forget_in_place), lambda size, seed: (torch.ones(size),), r"the baseline way changes its inputs"),
+        ((plain, lambda v: sorted(v)), lambda size, seed: (iter([1.0]),), "a list_iterator, which is empty after"),
+        ((lambda held: sorted(held.box.values), lambda held: sorts_in_place(held.box.values)), in_a_box,
+         r"the optimised way changes its inputs: inputs\[0\]\['box'\]\[0\]\[\d\]"),
+    ],
+)  # fmt: skip
+def test_a_way_that_changes_its_input_is_refused(ways, inputs, says):
+    pair = replace(PAIR, baseline=ways[0], optimised=ways[1], inputs=inputs)
+    with pytest.raises(fm.optimizations.NotEquivalent, match=says):
+        quick(pair, sizes=(5,))
+
+
+def test_inputs_that_ways_share_are_seen_to_change():
+    shared = torch.ones(5)
+    ways = {"baseline": lambda x: x + 1, "optimised": lambda x: x.add_(1)}
+    with pytest.raises(fm.optimizations.NotEquivalent, match="the optimised way changes its inputs"):
+        quick(replace(PAIR, **ways, inputs=lambda size, seed: (shared,)), sizes=(5,))
+
+
+def test_a_result_is_what_it_was_when_it_was_given():
+    out = [0.0]
+
+    def baseline(values):
+        out[0] = 1.0
+        return out
+
+    def optimised(values):
+        out[0] = 2.0
+        return out
+
+    with pytest.raises(fm.optimizations.NotEquivalent, match=r"result\[0\]: 1.0, then 2.0"):
+        quick(replace(PAIR, baseline=baseline, optimised=optimised), sizes=(5,))
+
+
+def test_what_is_timed_and_a_drawn_input_are_checked_too():
+    seen = []
+
+    def inputs(size, seed):
+        seen.append(seed)
+        return (seed,)
+
+    pair = replace(PAIR, baseline=lambda seed: seed, optimised=lambda seed: seed, inputs=inputs)
+    quick(pair, sizes=(1,))
+    assert {0, 1_000, 1_001} < set(seen) and len(set(seen)) == 4, "each seed for both ways"
+    drawn = max(seen)
+    assert drawn >= 10_000 and all(seen.count(seed) == 2 for seed in seen)
+    quick(pair, sizes=(1,))
+    assert max(seen) != drawn or len(set(seen)) == 5
+    with pytest.raises(fm.optimizations.NotEquivalent, match=r"seed 0 \(timed\): result: 0, then 7"):
+        quick(replace(pair, optimised=lambda seed: seed or 7), sizes=(1,))
+    with pytest.raises(fm.optimizations.NotEquivalent, match=r"seed \d{5,} \(drawn\): result: \d+, then 1001"):
+        quick(replace(pair, optimised=lambda seed: min(seed, 1_001)), sizes=(1,))
+
+
+def test_a_way_that_changes_its_input_late_is_refused():
+    calls = []
+
+    def late(values):
+        calls.append(1)
+        if len(calls) > 20:
+            values.sort()
+        return sorted(values)
+
+    with pytest.raises(
+        fm.optimizations.NotEquivalent, match=r"seed 0 \(timed\): one of the two, timed, changes its inputs"
+    ):
+        quick(replace(PAIR, optimised=late), sizes=(50,))
+
+
+def test_inputs_that_the_seed_does_not_say_are_refused():
+    drawn = np.random.default_rng(5)
+    with pytest.raises(fm.optimizations.NotEquivalent, match=r"made again, inputs\[0\].*; let the seed say"):
+        quick(replace(PAIR, inputs=lambda size, seed: (drawn.random(size).tolist(),)), sizes=(5,))
 
 
 @pytest.mark.parametrize("side", ["baseline", "optimised"])
@@ -88,10 +194,79 @@ def test_a_side_that_raises_is_named_and_is_no_speedup(side):
         quick(replace(PAIR, **{side: broken}), sizes=(3,))
 
 
+@pytest.mark.parametrize("side", ["baseline", "optimised"])
+@pytest.mark.parametrize("after", [15, "tracing"])
+def test_a_side_that_raises_while_it_is_timed_or_its_memory_is_taken_is_no_speedup(side, after):
+    calls = []
+
+    def fails_late(values):
+        calls.append(1)
+        if tracemalloc.is_tracing() if after == "tracing" else len(calls) > after:
+            raise KeyError("gone")
+        return sorted(values)
+
+    with pytest.raises(fm.optimizations.SideFailed, match=f"the {side} way.* raised KeyError: 'gone'"):
+        quick(replace(PAIR, **{side: fails_late}), sizes=(3,))
+    assert not tracemalloc.is_tracing()
+
+
+def test_inputs_that_raise_or_are_no_tuple_are_said():
+    def gone(size, seed):
+        raise FileNotFoundError("no book")
+
+    with pytest.raises(fm.optimizations.SideFailed, match="the inputs raised FileNotFoundError: no book"):
+        quick(replace(PAIR, inputs=gone), sizes=(3,))
+    rows = {"baseline": lambda x, y: 0, "optimised": lambda x, y: 0}
+    with pytest.raises(
+        fm.optimizations.SideFailed, match=r"the inputs are a Tensor; give a tuple of arguments, \(x,\)"
+    ):
+        quick(replace(PAIR, **rows, inputs=lambda size, seed: torch.ones(2, 3)), sizes=(3,))
+
+
+def test_results_that_cannot_be_compared_are_refused():
+    class Odd:
+        def __eq__(self, other):
+            raise TypeError("no two are alike")
+
+        __hash__ = None
+
+    with pytest.raises(
+        fm.optimizations.NotEquivalent, match=r"result cannot be compared \(Odd\), TypeError: no two are alike"
+    ):
+        quick(replace(PAIR, baseline=lambda values: Odd(), optimised=lambda values: Odd()), sizes=(3,))
+
+    def around(values):
+        found = []
+        found.append(found)
+        return found
+
+    with pytest.raises(fm.optimizations.NotEquivalent, match=r"result cannot be compared \(list\), RecursionError"):
+        quick(replace(PAIR, baseline=around, optimised=around), sizes=(3,))
+
+
+def test_a_floor_that_raises_is_said_before_anything_is_measured():
+    with pytest.raises(fm.optimizations.SideFailed, match="at 0 items: the floor raised ZeroDivisionError"):
+        quick(replace(PAIR, floor=lambda size: fm.optimizations.Floor(1 / size, "bytes", "none")), sizes=(0,))
+
+
 @pytest.mark.parametrize("sizes", [(), (-1,), (3, True)])
 def test_sizes_that_are_none_are_refused(sizes):
-    with pytest.raises(ValueError, match="sizes="):
+    with pytest.raises(ValueError, match="sizes=.*; give several whole numbers"):
         quick(PAIR, sizes=sizes)
+    with pytest.raises(ValueError, match="sorting: sizes=.*; give several whole numbers"):
+        replace(PAIR, sizes=sizes)
+
+
+@pytest.mark.parametrize("sizes", [5, "5", None, (2.0,), ("5",)])
+def test_what_is_no_sizes_at_all_is_refused(sizes):
+    with pytest.raises(ValueError, match="sorting: sizes=.*; give several whole numbers from 0 on"):
+        checked_sizes("sorting", sizes)
+
+
+@pytest.mark.parametrize("tolerance", [float("inf"), float("nan"), -1.0])
+def test_a_tolerance_that_lets_everything_pass_is_refused(tolerance):
+    with pytest.raises(ValueError, match="tolerance="):
+        replace(PAIR, tolerance=tolerance)
 
 
 def test_too_few_rounds_are_refused_and_a_measurement_can_be_cancelled():
@@ -114,7 +289,7 @@ def test_what_takes_longer_than_allowed_has_fewer_rounds_but_six():
     assert row.n == 6
 
 
-@pytest.mark.parametrize("claim", [(0, 1), (2, 1), (-1, 2)])
+@pytest.mark.parametrize("claim", [(0, 1), (2, 1), (-1, 2), (2, float("inf"))])
 def test_a_claim_that_is_no_range_of_speedups_is_refused(claim):
     with pytest.raises(ValueError, match="claim="):
         replace(PAIR, claim=claim)
@@ -163,6 +338,13 @@ def test_each_round_times_both_in_an_order_that_changes():
 )
 def test_verdicts(measured, claim, said):
     assert verdict(*measured, claim) == said
+
+
+def test_of_a_figure_that_is_none_there_is_no_verdict():
+    nan = float("nan")
+    for measured in ((nan, nan, nan), (1.2, nan, 1.3)):
+        with pytest.raises(ValueError, match="give what was measured"):
+            verdict(*measured, (1.1, 1.3))
 
 
 def test_an_unstable_machine_is_said():

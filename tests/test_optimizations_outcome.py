@@ -78,6 +78,13 @@ def test_other_errors_go_on():
         attempt(PAIR, (1,), rounds=6, after_round=lambda size, done: False)
 
 
+def test_the_sizes_of_a_refused_pair_may_come_one_by_one():
+    refused = attempt(WRONG, (size for size in (5, 6)), rounds=6)
+    assert refused.sizes == (5, 6) and list(refused.to_dataframe()["size"]) == [5, 6]
+    with pytest.raises(ValueError, match="sizes=\\(\\); give several"):
+        attempt(WRONG, ())
+
+
 def test_the_machine_in_words(tmp_path, monkeypatch):
     there = tmp_path / "cpuinfo"
     there.write_text("processor\t: 0\nmodel name\t: Abacus 3000\nmodel name\t: Abacus 3000\n")

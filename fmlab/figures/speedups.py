@@ -16,6 +16,7 @@ BETWEEN_PAIRS = 1.1  # rows, in which the name of the next pair stands
 PALE = 0.35
 MINUS = "−"
 LABEL = 15  # letters of a line of a step's name
+HOVER = 60  # letters of a line of what the pointer is told
 
 
 def speedups(table: pd.DataFrame) -> go.Figure:
@@ -23,10 +24,10 @@ def speedups(table: pd.DataFrame) -> go.Figure:
 
     The table is that of `Comparison.to_dataframe()`, of several pairs if need be: `pair`, `size`, `unit`, `speedup`, `low`,
     `high`, `n`, `claim_low` and `claim_high` (NaN: nothing is claimed), `verdict`, `unrest` (what made the machine
-    unstable, if it was; such rows have a hollow mark). A row without a speed-up, of a pair that was refused, keeps its
-    place and its verdict and has no mark. The axis is logarithmic, so that twice as fast and twice as slow lie equally
-    far from 1. Raises ValueError for a table without a row, a column or any speed-up, with two rows for one pair and
-    size, or with a figure that has no place on that axis.
+    unstable, if it was; such rows have a hollow mark), and `floor` if there is one, which the pointer tells. A row
+    without a speed-up, of a pair that was refused, keeps its place and its verdict and has no mark. The axis is
+    logarithmic, so that twice as fast and twice as slow lie equally far from 1. Raises ValueError for a table without a
+    row, a column or any speed-up, with two rows for one pair and size, or with a figure that has no place on that axis.
     """
     check_columns(
         table, "pair", "size", "unit", "speedup", "low", "high", "n", "claim_low", "claim_high", "verdict", "unrest"
@@ -81,10 +82,11 @@ def speedup_by_size(table: pd.DataFrame) -> go.Figure:
         name = f"{pair}: pays at no size that was measured" if start is None else f"{pair}: pays from {start:,} {unit}"
         intervals = [Interval(*row, 0, 0) for row in mine[["speedup", "low", "high"]].itertuples(index=False)]
         line = series(name, look[pair], mine["size"], mine["speedup"], intervals)
-        line.customdata = mine[["low", "high", "n", "verdict"]].to_numpy()
+        least = mine.apply(_at_least, axis=1)
+        line.customdata = mine[["low", "high", "n", "verdict"]].assign(least=least).to_numpy()
         line.hovertemplate = (
             f"{_text(pair)}<br>%{{x:,}} {_text(unit)}: %{{y:.3g}} x [%{{customdata[0]:.3g}}, %{{customdata[1]:.3g}}], "
-            "n=%{customdata[2]}: %{customdata[3]}<extra></extra>"
+            "n=%{customdata[2]}: %{customdata[3]}%{customdata[4]}<extra></extra>"
         )
         figure.add_trace(line)
         rings += [] if start is None else [mine[mine["size"] == start].iloc[0]]
@@ -199,6 +201,7 @@ def _marks(rows: pd.DataFrame, name: str, symbol: str) -> go.Scatter:
         f"{_text(row['pair'])}<br>{row['size']:,} {_text(row['unit'])}: {row['speedup']:.3g} x [{row['low']:.3g}, {row['high']:.3g}], "
         f"n={row['n']}<br>{words}: {_text(row['verdict'])}"
         + (f"<br>unstable machine: {_text(row['unrest'])}" if pd.notna(row["unrest"]) else "")
+        + _at_least(row)
         for (_, row), words in zip(rows.iterrows(), claim, strict=True)
     ]
     return go.Scatter(
@@ -209,6 +212,12 @@ def _marks(rows: pd.DataFrame, name: str, symbol: str) -> go.Scatter:
             "array": rows["high"] - rows["speedup"], "arrayminus": rows["speedup"] - rows["low"],
         },
     )  # fmt: skip
+
+
+def _at_least(row: pd.Series) -> str:
+    """The floor of a row as a line, in pieces, of a pointer's words; nothing where the table has none."""
+    floor = row.get("floor")
+    return "<br>" + "<br>".join(map(_text, wrap(f"at least {floor}", HOVER))) if pd.notna(floor) else ""
 
 
 def _pays_from(rows: pd.DataFrame) -> int | None:

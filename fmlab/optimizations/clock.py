@@ -27,6 +27,14 @@ class Cancelled(Exception):
     """A measurement was ended before it was done."""
 
 
+class RunFailed(RuntimeError):
+    """What is timed raised an error, which is the cause of this one."""
+
+    def __init__(self, run: Run, error: Exception):
+        super().__init__(f"what is timed raised {type(error).__name__}: {error}")
+        self.run = run
+
+
 class Times(NamedTuple):
     """Seconds a call, a number a round."""
 
@@ -65,7 +73,7 @@ def in_turn(
     """Time both in each of `rounds` rounds, in an order that is drawn; fewer where `seconds` are over, but 6 at least.
 
     Python's garbage collection waits meanwhile. `after_round` hears how many rounds are done; where it says False,
-    Cancelled is raised. Raises ValueError for fewer than 6 rounds.
+    Cancelled is raised. Raises ValueError for fewer than 6 rounds, RunFailed where one of the two raises.
     """
     if rounds < FEWEST_ROUNDS:
         raise ValueError(
@@ -113,6 +121,8 @@ def _seconds(run: Run, calls: int) -> float:
         for _ in range(calls):
             run()
         return perf_counter() - start
+    except Exception as error:  # whatever it is, it is raised on with what raised it
+        raise RunFailed(run, error) from error
     finally:
         if collecting:
             gc.enable()

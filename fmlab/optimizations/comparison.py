@@ -1,6 +1,6 @@
 """A pair measured: that both ways give the same, then how much faster the optimised one is, size by size."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -9,22 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .clock import in_turn, speedup
+from .clock import RunFailed, in_turn, speedup
+from .equivalence import SIDES, TIMED, called, check, failed, place, prove, unchanged
+from .equivalence import NotEquivalent as NotEquivalent  # the ablation of the whole raises it, too
+from .held import held
 from .memory import peak_nbytes
-from .pair import Pair
-from .same import first_difference
+from .pair import Pair, checked_sizes
 from .verdict import Verdict, verdict
-
-CHECKS = 3  # inputs of a size on which both must give the same
-FRESH = 1_000  # the seed of the first of them; what is timed has seed 0
-
-
-class NotEquivalent(ValueError):
-    """The optimised way gives something else, so that there is no speed-up to speak of."""
-
-
-class SideFailed(RuntimeError):
-    """One of the two ways raised an error, so that there is no speed-up to speak of."""
 
 
 class Sides(NamedTuple):
@@ -65,6 +56,10 @@ class Comparison:
     pair: Pair
     rows: tuple[Row, ...]
 
+    def floor(self, size: int) -> str | None:
+        """The least that any way must move or compute at a size, in words; None where the pair tells none."""
+        return str(self.pair.floor(size)) if self.pair.floor else None
+
     def to_dataframe(self) -> pd.DataFrame:
         """One row a size; seconds, bytes and the claim in columns of their own."""
         low, high = self.pair.claim or (float("nan"), float("nan"))
@@ -76,7 +71,7 @@ class Comparison:
                     "high": row.high, "n": row.n, "baseline_seconds": row.seconds.baseline,
                     "optimised_seconds": row.seconds.optimised, "baseline_nbytes": row.nbytes.baseline,
                     "optimised_nbytes": row.nbytes.optimised, "claim_low": low, "claim_high": high,
-                    "verdict": str(row.verdict), "floor": self._floor(row.size), "unrest": row.unrest,
+                    "verdict": str(row.verdict), "floor": self.floor(row.size), "unrest": row.unrest,
                 }
             )  # fmt: skip
         return pd.DataFrame(rows)
@@ -89,12 +84,9 @@ class Comparison:
             + (f" (unstable machine: {row.unrest})" if row.unrest else "")
             for row in self.rows
         ]
-        if floor := self._floor(self.rows[-1].size):
+        if floor := self.floor(self.rows[-1].size):
             lines.append(f"  at least, at {self.rows[-1].size:,}: {floor}")
         return "\n".join([head, *lines])
-
-    def _floor(self, size: int) -> str | None:
-        return str(self.pair.floor(size)) if self.pair.floor else None
 
     def _repr_html_(self) -> str:
         """The rows as a table."""
@@ -107,7 +99,7 @@ class Comparison:
                 f"{row.size:,}", f"{row.speedup:.3g} x", f"{row.low:.3g}-{row.high:.3g}", row.n,
                 duration(row.seconds.baseline), duration(row.seconds.optimised),
                 f"{in_bytes(row.nbytes.baseline)}, then {in_bytes(row.nbytes.optimised)}", row.verdict, row.unrest or "stable",
-                self._floor(row.size) or "–",
+                self.floor(row.size) or "–",
             )
             for row in self.rows
         ]  # fmt: skip
@@ -120,73 +112,49 @@ class Comparison:
 
 def compare(
     pair: Pair,
-    sizes: Sequence[int] | None = None,
+    sizes: Iterable[int] | None = None,
     rounds: int = 40,
     seconds: float = 60.0,
     after_round: Callable[[int, int], bool] = lambda size, done: True,
 ) -> Comparison:
     """Check that both ways of a pair give the same, then time them in turn, at each size (`pair.sizes` if None).
 
-    Of every size three fresh inputs must give the same in both; the first twice over, so that what changes its input is
-    found. A size is measured for `rounds` rounds or `seconds` seconds, whichever ends first, and 6 rounds at least.
-    `after_round` hears the size and how many rounds are done, and may cancel by saying False.
+    Of every size both must give the same on three fresh inputs, of which the seed of one is drawn, and on what is timed;
+    each way gets inputs of its own there, which it must not change. A size is measured for `rounds` rounds or `seconds`
+    seconds, whichever ends first, and 6 rounds at least. `after_round` hears the size and how many rounds are done, and
+    may cancel by saying False.
 
-    Raises NotEquivalent with the first difference; SideFailed where one of the two raises; Cancelled; ValueError for a
-    size below 0 or too few rounds.
+    What inputs hold other than numbers, words, collections and dataclasses of them, such as a model, is not looked into.
+    Raises NotEquivalent with the first difference, and where a way changes its inputs; SideFailed where one of the two
+    or the inputs raise; Cancelled; ValueError for a size below 0 or too few rounds.
     """
-    sizes = pair.sizes if sizes is None else tuple(sizes)
-    if not sizes or any(isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 0 for size in sizes):
-        raise ValueError(f"{pair.name}: sizes={sizes!r:.60}; give at least one size, whole numbers from 0 on")
+    sizes = checked_sizes(pair.name, pair.sizes if sizes is None else sizes)
     for size in sizes:
         check(pair, size)
-    rows = []
-    for size in sizes:
-        given = pair.inputs(size, 0)
-        baseline, optimised = partial(pair.baseline, *given), partial(pair.optimised, *given)
-        times = in_turn(baseline, optimised, rounds, seconds, partial(after_round, size))
-        faster = speedup(times)
-        rows.append(
-            Row(
-                size,
-                *faster,
-                seconds=Sides(*(float(np.median(side)) for side in times)),
-                nbytes=Sides(peak_nbytes(baseline), peak_nbytes(optimised)),
-                verdict=verdict(*faster[:3], pair.claim),
-                unrest=times.unrest(),
-            )
-        )
-    return Comparison(pair, tuple(rows))
+    return Comparison(pair, tuple(_measured(pair, size, rounds, seconds, partial(after_round, size)) for size in sizes))
 
 
-def check(pair: Pair, size: int, checks: int = CHECKS) -> None:
-    """Raises NotEquivalent where both ways do not give the same on `checks` fresh inputs of a size, and for a pair that
-    changes its inputs; SideFailed where one of the two raises."""
-    for seed in range(FRESH, FRESH + checks):
-        given = pair.inputs(size, seed)
-        expected = _side(pair, "baseline", size, seed, given)
-        found = _side(pair, "optimised", size, seed, given)
-        if gap := first_difference(expected, found, pair.tolerance):
-            raise NotEquivalent(
-                f"{pair.name} at {size} {pair.unit}, seed {seed}: {gap} (tolerance {pair.tolerance:g}); the optimised way "
-                "gives something else, so there is no speed-up"
-            )
-        if seed == FRESH:
-            again = _side(pair, "baseline", size, seed, given)
-            if gap := first_difference(expected, again, pair.tolerance):
-                raise NotEquivalent(
-                    f"{pair.name} at {size} {pair.unit}, seed {seed}: the baseline once more gives {gap}; one of the two "
-                    "changes its inputs, or the baseline is not the same twice"
-                )
-
-
-def _side(pair: Pair, name: str, size: int, seed: int, given: tuple) -> object:
-    run = pair.baseline if name == "baseline" else pair.optimised
+def _measured(pair: Pair, size: int, rounds: int, seconds: float, after_round: Callable[[int], bool]) -> Row:
+    given = prove(pair, size, TIMED)
+    before = held(given)
+    runs = [partial(getattr(pair, name), *given) for name in SIDES]  # of two copies one may lie better in memory
+    at = place(pair, size, TIMED)
+    ways = [f"{at}: the {name} way" for name in SIDES]
     try:
-        return run(*given)
-    except Exception as error:  # whatever it is, it is this side's, and is raised on with the side's name
-        raise SideFailed(
-            f"{pair.name} at {size} {pair.unit}, seed {seed}: the {name} way raised {type(error).__name__}: {error}"
-        ) from error
+        times = in_turn(*runs, rounds, seconds, after_round)
+    except RunFailed as error:
+        raise failed(f"{ways[runs.index(error.run)]}, timed,", error.__cause__) from error.__cause__
+    nbytes = [called(way, partial(peak_nbytes, run)) for way, run in zip(ways, runs, strict=True)]
+    unchanged(f"{at}: one of the two, timed,", before, given)
+    faster = speedup(times)
+    return Row(
+        size,
+        *faster,
+        seconds=Sides(*(float(np.median(side)) for side in times)),
+        nbytes=Sides(*nbytes),
+        verdict=verdict(*faster[:3], pair.claim),
+        unrest=times.unrest(),
+    )
 
 
 def claimed(pair: Pair) -> str:

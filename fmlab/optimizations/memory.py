@@ -22,11 +22,13 @@ def peak_nbytes(run: Callable[[], object]) -> int:
         tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     tracemalloc.reset_peak()
-    with _Storages() as storages:
-        result = run()
-    peak = tracemalloc.get_traced_memory()[1] - before
-    if not tracing:
-        tracemalloc.stop()
+    try:
+        with _Storages() as storages:
+            result = run()
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        if not tracing:
+            tracemalloc.stop()
     del result
     return max(0, peak) + storages.peak
 

@@ -1,13 +1,14 @@
 """A pair tried: its comparison, or why there is none; and several of them as one table."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
 
 import pandas as pd
 
-from .comparison import Comparison, NotEquivalent, SideFailed, claimed, compare
-from .pair import Pair
+from .comparison import Comparison, claimed, compare
+from .equivalence import NotEquivalent, SideFailed
+from .pair import Pair, checked_sizes
 
 NOTHING = float("nan")
 WORDS = ("floor", "unrest", "error")  # columns of text, in which pandas makes NaN of a None beside a text
@@ -48,16 +49,17 @@ class Refused:
 
 def attempt(
     pair: Pair,
-    sizes: Sequence[int] | None = None,
+    sizes: Iterable[int] | None = None,
     rounds: int = 40,
     seconds: float = 60.0,
     after_round: Callable[[int, int], bool] = lambda size, done: True,
 ) -> Comparison | Refused:
     """What `compare` says of a pair, or its refusal of the pair. Raises what else `compare` raises."""
+    sizes = checked_sizes(pair.name, pair.sizes if sizes is None else sizes)
     try:
         return compare(pair, sizes, rounds, seconds, after_round)
     except (NotEquivalent, SideFailed) as error:
-        return Refused(pair, pair.sizes if sizes is None else tuple(sizes), error)
+        return Refused(pair, sizes, error)
 
 
 def records(outcomes: Iterable[Comparison | Refused]) -> list[dict]:

@@ -1,8 +1,11 @@
 """A claim of speed as two functions that must give the same, on inputs of any size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
+
+import numpy as np
 
 
 class Floor(NamedTuple):
@@ -22,9 +25,10 @@ class Floor(NamedTuple):
 class Pair:
     """The best straightforward way and an optimised way of one piece of work.
 
-    Both take what `inputs(size, seed)` gives, change none of it, and return the same: numbers within `tolerance`
-    (absolute), everything else exactly. Any size from 0 on is an input. The claim is a range of speed-ups, baseline
-    seconds over optimised seconds: "10-30% faster" is (1.1, 1.3).
+    Both take what `inputs(size, seed)` gives, a tuple of arguments, change none of it, and return the same: numbers
+    within `tolerance` (absolute), everything else exactly. Any size from 0 on is an input. The claim is a range of
+    speed-ups, baseline seconds over optimised seconds. "X% faster" is read as 1 + X: "10-30% faster" is (1.1, 1.3), and
+    not 1 / (1 - X), which would be X% less time, (1.11, 1.43).
     """
 
     name: str
@@ -45,7 +49,16 @@ class Pair:
     """The name in this lab that works the optimised way; None where it does not win and is not used."""
 
     def __post_init__(self) -> None:
-        if self.claim is not None and not 0 < self.claim[0] <= self.claim[1]:
+        if self.claim is not None and not 0 < self.claim[0] <= self.claim[1] < inf:
             raise ValueError(f"{self.name}: claim={self.claim}; give two speed-ups, the lower first, both above 0")
-        if not self.tolerance >= 0:
-            raise ValueError(f"{self.name}: tolerance={self.tolerance}; give 0 (exactly equal) or more")
+        if not 0 <= self.tolerance < inf:
+            raise ValueError(f"{self.name}: tolerance={self.tolerance}; give 0 (exactly equal) or a number above")
+        checked_sizes(self.name, self.sizes)
+
+
+def checked_sizes(name: str, sizes: object) -> tuple[int, ...]:
+    """The sizes of a pair as a tuple. Raises ValueError for none, and for what is no whole number from 0 on."""
+    given = tuple(sizes) if isinstance(sizes, Iterable) and not isinstance(sizes, str) else (None,)
+    if not given or any(isinstance(s, bool) or not isinstance(s, int | np.integer) or s < 0 for s in given):
+        raise ValueError(f"{name}: sizes={sizes!r:.60}; give several whole numbers from 0 on, at least one: (10, 100)")
+    return given

@@ -23,8 +23,11 @@ def verdict(speedup: float, low: float, high: float, claim: tuple[float | int, f
     """A speed-up with its 95% interval against a claimed range.
 
     No difference where the interval holds 1 or the speed-up is within 2% of it; slower below that. Of what is faster the
-    claim is confirmed where the interval and the claimed range meet, so that they cannot be told apart.
+    claim is confirmed where the interval and the claimed range meet, so that they cannot be told apart. Raises ValueError
+    for a figure that is NaN, of which nothing can be said.
     """
+    if any(figure != figure for figure in (speedup, low, high)):
+        raise ValueError(f"speed-up {speedup} [{low}, {high}]; give what was measured, a refused pair has no verdict")
     if low <= 1 <= high or abs(speedup - 1) < LEAST:
         return Verdict.NO_DIFFERENCE
     if speedup < 1:

@@ -246,6 +246,7 @@ def _drawn(outcome: Comparison | Refused) -> list[dict]:
         common
         | {"size": row.size, "speedup": row.speedup, "low": row.low, "high": row.high, "n": row.n, "error": None}
         | {"seconds": [duration(seconds) for seconds in row.seconds], "verdict": str(row.verdict), "unrest": row.unrest}
+        | {"floor": outcome.floor(row.size)}
         for row in outcome.rows
     ]
 

@@ -47,6 +47,15 @@ class Lab:
         nbformat.write(book, self.folder / name)
         return name
 
+    def shipped(self, name: str, **parameters: object) -> str:
+        """Copy a notebook of this repository into the folder, with a cell of parameters behind its own; its name."""
+        book = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+        own = next(at for at, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", []))
+        words = "\n".join(f"{parameter} = {value!r}" for parameter, value in parameters.items())
+        book.cells.insert(own + 1, nbformat.v4.new_code_cell(words))
+        nbformat.write(book, self.folder / name)
+        return name
+
 
 @contextlib.contextmanager
 def lab(folder: Path) -> Iterator[Lab]:

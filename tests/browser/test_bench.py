@@ -28,7 +28,11 @@ def wrong(values):
 def broken(values):
     raise RuntimeError("<img src=x onerror=\\"document.title='broken'\\"> no")
 
-pair = fm.optimizations.Pair("sorting: NumPy", (1.1, 1.3), "nobody", plain, np.sort, numbers, sizes=(10, 1_000, 10_000))
+def floor(size):
+    return fm.optimizations.Floor(8 * size, "bytes", "<i>each number</i> read once and written where it belongs")
+
+pair = fm.optimizations.Pair("sorting: NumPy", (1.1, 1.3), "nobody", plain, np.sort, numbers, sizes=(10, 1_000, 10_000),
+                             floor=floor)
 pairs = [pair, replace(pair, name="sorting twice", claim=None, optimised=twice), replace(pair, name="asleep", optimised=slow),
          replace(pair, name="wrong <b>", optimised=wrong), replace(pair, name="fails", baseline=broken)]
 view = fm.widgets.Bench(pairs, rounds=6, seconds=120)
@@ -106,6 +110,8 @@ def test_a_refused_pair_is_told_as_text(opened, screenshot):
     page.locator(".fm-measure").click()
     await_rows(page, 3)
     assert [row[2] for row in rows(page)[1:]] == ["not equivalent", "failed"]
+    least = page.locator(".fm-bench-floor").all_inner_texts()
+    assert least == ["at least 2,560 bytes: <i>each number</i> read once and written where it belongs"]
     told = page.locator(".fm-bench-error").all_inner_texts()
     assert "result[319]" in told[0] and "RuntimeError: <img src=x" in told[1]
     assert page.locator(".fm-bench-plot").count() == 1 and page.locator(".fm-bench-table img").count() == 0
@@ -162,3 +168,23 @@ def test_the_page_stays_alive_while_it_measures_and_cancel_stops_it(opened, scre
     page.locator(".fm-clear").click()
     page.wait_for_function("() => document.querySelector('.fmlab').dataset.rows === '0'")
     assert page.locator(".fm-bench-table").is_hidden()
+
+
+@pytest.mark.real
+def test_the_shipped_notebook_runs_and_its_bench_measures(lab, new_page, screenshot):
+    page = new_page()
+    names = ["token decoding: LRU cache", "sliding eviction: deque"]
+    harness.open_notebook(lab, page, lab.shipped("08_optimizations.ipynb", names=names, rounds=6, seconds=0.2))
+    harness.run_all(page)
+    told = harness.execute(page, "print(len(measured), measured.speedup.notna().all(), measured.floor.notna().all())")
+    assert told.split() == ["8", "True", "True"]
+    page.locator(".fm-bench-controls").scroll_into_view_if_needed()
+    switch(page, names[1])
+    page.locator(".fm-size").focus()
+    page.keyboard.press("Home")
+    page.locator(".fm-measure").click()
+    await_rows(page, 1)
+    assert rows(page)[0][:2] == [names[1], "1,000 tokens"]
+    assert page.locator(".fm-bench-floor").inner_text().startswith("at least ")
+    page.locator(".fm-bench-legend").scroll_into_view_if_needed()
+    screenshot(page, "bench-notebook")
