@@ -92,7 +92,10 @@ MEMORIES: dict[str, tuple[list[bool], Callable[[int, bool], Memory]]] = {
     "Importance": (AWARE, lambda budget, tiny: Importance(budget, model(tiny))),
     "RollingSummary": (BLIND, lambda budget, tiny: RollingSummary(budget, model(tiny))),
     "RollingSummary, none refused": (BLIND, lambda budget, tiny: RollingSummary(budget, model(tiny), write=said_well)),
-    "RollingSummary, all refused": (BLIND, lambda budget, tiny: RollingSummary(budget, model(tiny), write=said_nothing)),
+    "RollingSummary, all refused": (
+        BLIND,
+        lambda budget, tiny: RollingSummary(budget, model(tiny), write=said_nothing),
+    ),
 }
 RECALLED = [memory for memory in MEMORIES if memory != "RollingSummary"]
 TOYS = ["Random", "Sliding", "BM25", "Semantic (MiniLM)", "RollingSummary, all refused"]

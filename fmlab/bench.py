@@ -66,6 +66,8 @@ class Request:
         ):
             if value < least:
                 raise ValueError(f"--{name} {value}; give {least} or more")
+        if turns == 1:
+            raise ValueError("--turns 1; the first turn is the warm-up, so give 2 or more, or 0 for no chat")
         if not 0 < seconds < math.inf:
             raise ValueError(f"--seconds {seconds}; give a time above 0 that ends")
         if csv is not None:
@@ -134,7 +136,7 @@ def _whole(turns: int) -> list[dict]:
     """Each claim of the report against what a whole chat of so many turns gains with its pairs on."""
     if not turns:
         return []
-    under = [frozenset(), *(frozenset(claim.pairs) for claim in CLAIMS)]
+    under = list(dict.fromkeys([frozenset(), *(frozenset(claim.pairs) for claim in CLAIMS)]))
     with tqdm(total=turns, desc="a whole chat", unit="turn", file=sys.stderr, dynamic_ncols=True) as bar:
         steps = ablate(chat(turns), under, lambda done: bool(bar.update()) or True)
     return of_the_whole(speedups(steps)).to_dict("records")

@@ -189,11 +189,12 @@ def test_the_claims_of_a_whole_chat_stand_below_the_pairs(run, monkeypatch):
     code, out, err = run([OTHER], "--turns", "3", *QUICK)
     lines = [re.split(r"\s{2,}", line) for line in out.strip().split("\n\n")[-1].splitlines()]
     whole = [line for line in lines if line[1] == "whole chat"]
-    assert code == 0 and "3/3" in err and len(whole) == 8 and {line[4] for line in whole} == {"3"}
-    assert ["both phases together", "1.45-1.95 x"] == [whole[-1][0], whole[-1][2]]
+    assert code == 0 and "3/3" in err and len(whole) == 10 and {line[4] for line in whole} == {"2"}  # the first warms up
+    assert ["both phases together", "1.45-1.95 x"] == [whole[-3][0], whole[-3][2]]
+    assert ["KV carry-over, elsewhere", "51 x"] == [whole[-2][0], whole[-2][2]]
     code, out, _ = run([OTHER], "--turns", "3", "--json", *QUICK)
     document = json.loads(out)
-    assert document["turns"] == 3 and len(document["rows"]) == 1 and len(document["whole"]) == 8
+    assert document["turns"] == 3 and len(document["rows"]) == 1 and len(document["whole"]) == 10
     assert sum(row["claim_low"] is None for row in document["whole"]) == 1  # of lazy evaluation no number is claimed
 
 
@@ -205,3 +206,5 @@ def test_where_pairs_are_named_there_is_no_whole_chat_unless_its_turns_are():
     assert (turns([], None), turns([name], None), turns([name], 5), turns([], 0)) == (40, 0, 5, 0)
     with pytest.raises(ValueError, match="--turns -1; give 0 or more"):
         turns([], -1)
+    with pytest.raises(ValueError, match="--turns 1; the first turn is the warm-up, so give 2 or more"):
+        turns([], 1)

@@ -10,6 +10,8 @@ import torch
 import fmlab as fm
 from fmlab.optimizations import chat, claims, grid, real
 from fmlab.optimizations.whole import ablate, label, settings
+from fmlab.policies import H2O, SnapKV
+from fmlab.view import View
 
 ALL = fm.optimizations.ALL
 
@@ -42,7 +44,8 @@ def test_what_is_said_to_be_used_exists(pair):
 
 def test_the_claims_are_the_reports():
     of = {claim.what: claim for claim in claims.CLAIMS}
-    assert len(of) == 8 and sum(len(claim.pairs) == 1 for claim in claims.CLAIMS) == 6
+    assert len(of) == len(claims.CLAIMS) == 10 and sum(len(claim.pairs) == 1 for claim in claims.CLAIMS) == 8
+    assert of["KV carry-over, elsewhere"].speedup == (51, 51) and of["KV carry-over, later"].speedup == (3, 10)
     assert of["phase 1 together"].speedup == (1.15, 1.35) and len(of["phase 1 together"].pairs) == 3
     assert of["both phases together"].speedup == (1.45, 1.95) and len(of["both phases together"].pairs) == 6
     known = {pair.name for pair in ALL}
@@ -93,6 +96,21 @@ def test_a_grid_gives_the_same_whatever_is_on(tiny, monkeypatch):
     work = grid.grid(1, 160)
     table = ablate(work, settings(work.switches))
     assert table["on"].nunique() == 2 + 2 * len(work.switches)
+
+
+def test_each_switch_of_a_grid_is_alone_in_what_it_computes(tiny, monkeypatch):
+    """Weights of all queries by one, keys and values that nobody asks for by the other."""
+    attention, score, weighed, seen = View.attention, SnapKV.score, [], []
+    monkeypatch.setattr(View, "attention", lambda view, last: (weighed.append(last), attention(view, last))[1])
+    monkeypatch.setattr(SnapKV, "score", lambda self, view, stats: (seen.append(view.asked), score(self, view, stats))[1])
+    lazy, windowed = "lazy evaluation: only what a policy asks", "windowed attention"
+    found = {}
+    for on in ([], [lazy], [windowed], [lazy, windowed]):
+        weighed.clear(), seen.clear()
+        fm.prefill(tiny, real.text_ids(80, 0)).fork([(grid._shown(SnapKV(window=8), frozenset(on)), 40)])
+        found[tuple(on)] = max(weighed), "values" in seen[0]
+    assert found == {(): (80, True), (lazy,): (80, False), (windowed,): (8, True), (lazy, windowed): (8, False)}
+    assert grid._shown(H2O(), frozenset([lazy])) == H2O()
 
 
 def test_the_switches_of_a_grid_do_what_they_say(tiny, monkeypatch):

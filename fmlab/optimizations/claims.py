@@ -1,4 +1,4 @@
-"""The claims of speed of the progress report that this lab began from, and what a whole chat says of them."""
+"""The claims of speed of the progress report that this lab began from, one made elsewhere, and what a whole chat says of them."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import pandas as pd
 
 from . import (
     embedding_misses,
+    kv_carry_over,
     lazy_evaluation,
     mask_construction,
     sentence_boundaries,
@@ -32,6 +33,8 @@ CLAIMS = (
     *(Claim(pair.name, pair.claim, (pair.name,)) for pair in (*FIRST, *SECOND)),
     Claim("phase 1 together", (1.15, 1.35), tuple(pair.name for pair in FIRST)),
     Claim("both phases together", (1.45, 1.95), tuple(pair.name for pair in (*FIRST, *SECOND))),
+    Claim("KV carry-over, elsewhere", (51.0, 51.0), (kv_carry_over.PAIR.name,)),
+    Claim("KV carry-over, later", kv_carry_over.PAIR.claim, (kv_carry_over.PAIR.name,)),
 )
 
 

@@ -32,7 +32,7 @@ SWITCHES = (
 
 @dataclass(frozen=True)
 class AllWeights(Policy):
-    """A policy beside which the attention weights of every query are computed, not of those alone that it looks at."""
+    """A policy of the last queries beside which the attention weights of every query are computed."""
 
     listed = False
 
@@ -72,10 +72,10 @@ def _texts(texts: int, tokens: int, on: Setting) -> Iterator[object]:
 
 
 def _shown(policy: Policy, on: Setting) -> Policy:
-    """The policy, made to compute what it would not ask for where the switches are off."""
-    if windowed_attention.PAIR.name not in on:
+    """The policy, made to compute what it would not ask for where the switches are off: weights by one, all else by the other."""
+    if windowed_attention.PAIR.name not in on and isinstance(policy, SnapKV):  # H2O looks at every query anyway
         policy = AllWeights(policy)
-    return policy if lazy_evaluation.PAIR.name in on else lazy_evaluation.Everything(policy)
+    return policy if lazy_evaluation.PAIR.name in on else lazy_evaluation.Everything(policy, attention=False)
 
 
 def _logits(context: Tensor, further: Tensor, cells: Sequence[Cell], on: Setting) -> Tensor:

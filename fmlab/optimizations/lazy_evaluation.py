@@ -32,6 +32,8 @@ class Everything(Policy):
     listed = False
 
     policy: Policy
+    attention: bool = True
+    """Whether the weights of all queries are among it."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -40,8 +42,9 @@ class Everything(Policy):
     def observe(self, view: View, stats: Stats) -> Stats:
         for name in ("keys", "values", "queries", "new_keys", "new_values", "age", "rank"):
             getattr(view, name)
-        view.attention(last=view.new)
-        view.received()
+        if self.attention:
+            view.attention(last=view.new)
+            view.received()
         return self.policy.observe(view, stats)
 
     def score(self, view: View, stats: Stats) -> Float[Tensor, "heads n"]:

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from .clock import Cancelled
-from .comparison import NotEquivalent
+from .equivalence import NotEquivalent
 from .same import first_difference
 
 RESAMPLES = 4_000
