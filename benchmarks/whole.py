@@ -2,8 +2,8 @@
 alone, each one left out; and the sums that the progress report claims.
 
 Writes data/optimizations_whole.csv.gz, a row a step and setting. The settings go on step by step, in an order drawn for
-every step, and every step's result is the same in all; the first step warms up and is not counted. Where an optimisation alone and the same one left out disagree,
-all twos of such ones are measured, too, and what they do together is named.
+every step, and every step's result is the same in all; the first step warms up and is not counted. Where an optimisation
+alone and the same one left out disagree, all twos of such ones are measured, too, and what they do together is named.
 """
 
 from dataclasses import replace

@@ -189,7 +189,8 @@ def test_the_claims_of_a_whole_chat_stand_below_the_pairs(run, monkeypatch):
     code, out, err = run([OTHER], "--turns", "3", *QUICK)
     lines = [re.split(r"\s{2,}", line) for line in out.strip().split("\n\n")[-1].splitlines()]
     whole = [line for line in lines if line[1] == "whole chat"]
-    assert code == 0 and "3/3" in err and len(whole) == 10 and {line[4] for line in whole} == {"2"}  # the first warms up
+    assert code == 0 and "3/3" in err and len(whole) == 10
+    assert {line[4] for line in whole} == {"2"}  # the first turn warms up
     assert ["both phases together", "1.45-1.95 x"] == [whole[-3][0], whole[-3][2]]
     assert ["KV carry-over, elsewhere", "51 x"] == [whole[-2][0], whole[-2][2]]
     code, out, _ = run([OTHER], "--turns", "3", "--json", *QUICK)

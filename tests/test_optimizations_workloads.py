@@ -102,7 +102,9 @@ def test_each_switch_of_a_grid_is_alone_in_what_it_computes(tiny, monkeypatch):
     """Weights of all queries by one, keys and values that nobody asks for by the other."""
     attention, score, weighed, seen = View.attention, SnapKV.score, [], []
     monkeypatch.setattr(View, "attention", lambda view, last: (weighed.append(last), attention(view, last))[1])
-    monkeypatch.setattr(SnapKV, "score", lambda self, view, stats: (seen.append(view.asked), score(self, view, stats))[1])
+    monkeypatch.setattr(
+        SnapKV, "score", lambda self, view, stats: (seen.append(view.asked), score(self, view, stats))[1]
+    )
     lazy, windowed = "lazy evaluation: only what a policy asks", "windowed attention"
     found = {}
     for on in ([], [lazy], [windowed], [lazy, windowed]):
