@@ -118,7 +118,7 @@ def test_s3fifo_moves_what_is_hit_twice_and_what_returns():
     steps = [(0, 1), (0, 1), (50, 0), (51, 0), (52, 0), (0, 1), (100, 0), (50, 0)]
     # so 50 stays when newcomers push out 52
     steps += [(53, 0), (54, 0), (55, 0), (56, 0), (50, 1), (52, 0)]
-    trace = accesses([{"hash_ids": [*first, *(block for block, _ in steps)], "input_length": 10_000}])
+    trace = accesses([{"hash_ids": [*first, *(block for block, _ in steps)], "input_length": 20_000}])
     assert list(caches.S3FIFO().hits(trace, 20)[20:]) == [hit for _, hit in steps]
 
 

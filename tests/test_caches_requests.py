@@ -76,6 +76,12 @@ def test_empty_traces_and_block_sizes_are_refused(tmp_path):
         accesses([{"hash_ids": [], "input_length": 10}])
     with pytest.raises(ValueError, match="block=0"):
         accesses([GOOD], 0)
+    finer = {"hash_ids": list(range(64)), "input_length": 1024}  # blocks of 16 tokens
+    with pytest.raises(
+        ValueError, match=r"requests\[1\] has 64 blocks for 1024 tokens, more than blocks of 512 tokens make"
+    ):
+        accesses([GOOD, finer])
+    assert len(accesses([finer], 16).ids) == 64
     with pytest.raises(ValueError, match="factor=0"):
         coarser([GOOD], 0)
     with pytest.raises(FileNotFoundError):

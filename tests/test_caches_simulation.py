@@ -1,6 +1,7 @@
 """Hit ratios: what each counts, over which window, and what is refused."""
 
 import re
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -111,3 +112,29 @@ def test_without_bound_the_ratios_are_the_known_ones(data, name, known):
     found = caches.simulate(load_requests(data / "mooncake" / f"{name}_trace.jsonl"), caches.LRU(), None)
     assert np.round([found.block, found.token, found.request], 3).tolist() == known
     assert found.block == 1 - found.cold / found.accesses
+
+
+@dataclass(frozen=True)
+class Says(Eviction):
+    """A policy of a reader's own, which says what it was made with."""
+
+    said: object
+
+    def hits(self, trace, capacity):
+        return self.said
+
+
+REQUESTS = [{"hash_ids": [1, 2], "input_length": 1024}] * 2
+
+
+@pytest.mark.parametrize("wrong", [np.array([0, 1, 2, 0]), np.ones(3), bytearray(3), [True], [[True] * 4]], ids=repr)
+def test_a_policy_that_does_not_answer_for_every_access_is_named(wrong):
+    with pytest.raises(ValueError, match=r"Says\(.*hits\(\) gave .* one for each of the 4 accesses"):
+        caches.simulate(REQUESTS, Says(wrong), 1)
+
+
+@pytest.mark.parametrize(
+    "said", [bytearray([0, 0, 1, 1]), np.array([0, 0, 1, 1]), [False, False, True, True]], ids=repr
+)
+def test_a_policy_may_answer_in_bytes_whole_numbers_or_booleans(said):
+    assert caches.simulate(REQUESTS, Says(said), 1).block == 0.5

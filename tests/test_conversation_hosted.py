@@ -133,7 +133,12 @@ def test_characters_split_by_the_network_are_whole(bytes_a_piece):
 def test_figures_are_those_that_the_server_reports():
     usage = {"prompt_tokens": 50, "completion_tokens": 4, "total_tokens": 54}
     cached = usage | {"prompt_tokens_details": {"cached_tokens": 48}}
-    for reported, figures in ((cached, (50, 2, 48, 4)), (usage, (50, None, None, 4))):
+    more = usage | {"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 48}}  # than the whole prompt
+    for reported, figures in (
+        (cached, (50, 2, 48, 4)),
+        (usage, (50, None, None, 4)),
+        (more, (5, None, None, 4)),
+    ):
         with served(STREAM, *WHOLE, event(choices=[], usage=reported), DONE) as (chat, _):
             chat.send("Hi?")
             stats = chat.stats

@@ -25,6 +25,11 @@ def best_value(scores, tokens, room):
     return max(float((scores[chosen] * tokens[chosen]).sum()) for chosen in sets)
 
 
+def test_a_budget_far_above_the_spans_costs_nothing():
+    scores, tokens = np.ones(3), np.array([12, 12, 12])
+    assert optimal(scores, tokens, 10**13).tolist() == [0, 1, 2]
+
+
 @given(SPANS, st.integers(0, 60))
 @settings(max_examples=300, deadline=None)
 def test_the_optimum_is_that_of_all_subsets_and_greedy_is_as_near_as_it_says(spans, room):

@@ -59,12 +59,18 @@ def load_requests(path: str | PathLike[str], block: int = BLOCK) -> tuple[dict[s
 def accesses(requests: Iterable[Mapping[str, Any]], block: int = BLOCK) -> Accesses:
     """The accesses of requests: mappings with `hash_ids` (ints or strings) and `input_length` (tokens).
 
-    Raises ValueError for a malformed request, naming its place and the field, and where nothing is accessed.
+    Raises ValueError for a malformed request, naming its place and the field, for more blocks than its tokens fill, and
+    where nothing is accessed.
     """
     _check_block(block)
     prompts, tokens = [], []
     for place, request in enumerate(requests):
         ids, length = _fields(request, f"requests[{place}]")
+        if len(ids) > -(-length // block):
+            raise ValueError(
+                f"requests[{place}] has {len(ids)} blocks for {length} tokens, more than blocks of {block} tokens make; give "
+                "block= as the trace has it"
+            )
         prompts.append(ids)
         tokens.append(length)
     if not any(prompts):
@@ -121,5 +127,5 @@ def _whole(value: Any, where: str) -> int:
 
 
 def _check_block(block: int) -> None:
-    if block < 1:
-        raise ValueError(f"block={block}; give 1 token or more")
+    if isinstance(block, bool) or not hasattr(block, "__index__") or block < 1:
+        raise ValueError(f"block={block!r}; give a whole number of tokens, 1 or more")

@@ -70,8 +70,19 @@ def hits_of(trace: Accesses, policy: Eviction, capacity: int | None) -> Bool[np.
     if not isinstance(policy, Eviction):
         raise TypeError(f"policy={policy!r:.40}; give a policy of eviction such as fm.caches.LRU()")
     if capacity is not None and check_capacity(capacity) < trace.distinct:
-        return np.frombuffer(policy.hits(trace, index(capacity)), dtype=bool)
+        return _checked(policy, policy.hits(trace, index(capacity)), len(trace.ids))
     return ~cold(trace)  # nothing is ever evicted
+
+
+def _checked(policy: Eviction, found: Any, accesses: int) -> Bool[np.ndarray, " accesses"]:
+    """What a policy says of each access, where it says it as it should."""
+    hits = np.frombuffer(found, dtype=np.uint8) if isinstance(found, bytes | bytearray) else np.asarray(found)
+    if hits.shape != (accesses,) or not np.isin(hits, (0, 1)).all():
+        raise ValueError(
+            f"{policy!r}: hits() gave {type(found).__name__} of shape {hits.shape} and {hits.dtype}; give a bytearray or "
+            f"booleans, one for each of the {accesses} accesses"
+        )
+    return hits.astype(bool)
 
 
 def check_capacity(capacity: Any) -> int:

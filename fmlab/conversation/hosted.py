@@ -140,11 +140,19 @@ class _Answer:
                 self.ended = self.ended or getattr(choice, "finish_reason", None) is not None
 
     def cost(self, counted: int) -> Cost:
-        reported = getattr(self.usage, "prompt_tokens", None)
+        """What the server says it took; what it leaves out, or what cannot be, is not known."""
+        reported = _count(self.usage, "prompt_tokens")
         prompt = counted if reported is None else reported
-        reused = getattr(getattr(self.usage, "prompt_tokens_details", None), "cached_tokens", None)
+        reused = _count(getattr(self.usage, "prompt_tokens_details", None), "cached_tokens")
+        if reused is not None and reused > prompt:
+            reused = None
         prefilled = None if reused is None else prompt - reused
-        return Cost(prompt, prefilled, reused, said=getattr(self.usage, "completion_tokens", None))
+        return Cost(prompt, prefilled, reused, said=_count(self.usage, "completion_tokens"))
+
+
+def _count(usage: Any, name: str) -> int | None:
+    value = getattr(usage, name, None)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _openai() -> ModuleType:

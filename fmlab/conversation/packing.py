@@ -23,7 +23,7 @@ def optimal(scores: Float[np.ndarray, " n"], tokens: Int[np.ndarray, " n"], room
 
     Of sets of equal value the one with the later spans. A span without tokens is always in it.
     """
-    value = scores * tokens
+    value, room = scores * tokens, min(room, int(tokens.sum()))  # a budget may be far above what there is
     best = np.zeros(room + 1)
     taken = np.zeros((len(scores), room + 1), dtype=bool)
     for place in range(len(scores)):
