@@ -35,6 +35,16 @@ def test_the_tokens_of_the_spans_are_those_of_their_prompt(tokenizer, template, 
         assert len(prompt(whole, tokenizer)) == sum(span.tokens for span in whole)
 
 
+def test_a_tokenizer_that_is_given_another_template_counts_by_it(tokenizer):
+    found = []
+    for template in (None, CHATML, None):
+        tokenizer.chat_template = template
+        [span] = spans([{"role": "user", "content": "hi"}], tokenizer)
+        found.append(span.tokens)
+        assert span.tokens == len(prompt([opening(tokenizer), span], tokenizer)) - opening(tokenizer).tokens
+    assert found[0] == found[2] != found[1]
+
+
 @pytest.mark.real
 def test_the_tokens_are_those_of_the_real_template(lm):
     made = spans(TALK, lm.tokenizer)

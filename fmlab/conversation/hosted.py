@@ -88,6 +88,8 @@ class Hosted:
             raise self._failed(answer, start, reason) from reason
         except JSONDecodeError as reason:
             raise self._failed(answer, start, f"what it sent is no JSON ({reason})") from reason
+        except (UnicodeDecodeError, _Malformed) as reason:
+            raise self._failed(answer, start, f"what it sent cannot be read ({reason})") from reason
         if not answer.ended:
             raise self._failed(answer, start, "the connection ended before the answer")
         return answer.cost(len(ids))
@@ -121,6 +123,10 @@ class Hosted:
         )
 
 
+class _Malformed(ValueError):
+    """JSON of a shape that no answer has."""
+
+
 class _Answer:
     """What has come of an answer."""
 
@@ -132,8 +138,13 @@ class _Answer:
     def read(self, stream: Any) -> Iterator[str]:
         for chunk in stream:  # openai checks no types: what a server leaves out is None or not there
             self.usage = getattr(chunk, "usage", None) or self.usage
-            for choice in getattr(chunk, "choices", None) or ():
+            choices = getattr(chunk, "choices", None) or []
+            if not isinstance(choices, list):
+                raise _Malformed(f"choices: {choices!r:.40}")
+            for choice in choices:
                 if text := getattr(getattr(choice, "delta", None), "content", None):
+                    if not isinstance(text, str) or not _whole(text):
+                        raise _Malformed(f"content: {text!r:.40}")
                     self.chunks += 1
                     self.characters += len(text)
                     yield text
@@ -148,6 +159,11 @@ class _Answer:
             reused = None
         prefilled = None if reused is None else prompt - reused
         return Cost(prompt, prefilled, reused, said=_count(self.usage, "completion_tokens"))
+
+
+def _whole(text: str) -> bool:
+    """Whether a text has no half of a character."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _count(usage: Any, name: str) -> int | None:

@@ -76,7 +76,7 @@ def tokens_of(role: str, text: str, tokenizer: PreTrainedTokenizerBase) -> int:
     does not take."""
     before = _before(role)
     after = rendered([*before, {"role": role, "content": text}], tokenizer, answering=False)
-    return _count(after, tokenizer) - _cost_before(role, tokenizer)
+    return _count(after, tokenizer) - _cost_before(role, tokenizer, str(tokenizer.chat_template))
 
 
 def prompt(selected: Sequence[Span], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -121,7 +121,8 @@ def _before(role: str) -> list[Message]:
 
 
 @lru_cache(maxsize=256)
-def _cost_before(role: str, tokenizer: PreTrainedTokenizerBase) -> int:
+def _cost_before(role: str, tokenizer: PreTrainedTokenizerBase, template: str) -> int:
+    """Remembered for each template, since a tokenizer may be given another."""
     return _count(rendered(_before(role), tokenizer, answering=False), tokenizer)
 
 
