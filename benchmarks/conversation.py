@@ -9,8 +9,8 @@ memory kept of a quarter of the tokens, with the whole conversation and the bare
 goes on where it stopped.
 
 Of RollingSummary, whose model would write for days on the meetings, `recall` has the two ends between which it lies: no
-summary is refused, and the older turns are gone but for what it says; every one is, and of the older turns the newest stay
-that fit in its place. Which turns stay does not depend on what a summary says. `answers` has the model write them. Ablation
+summary is refused, and the older turns are gone but for what it says; every one is, and in its place stay the turns that
+it held first, as far as they fit. Which turns stay does not depend on what a summary says. `answers` has the model write them. Ablation
 reads a window for every turn and question, a hundred times the work of Importance, and has no row.
 """
 
