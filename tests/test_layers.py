@@ -46,7 +46,7 @@ ROOMS = {
         "optimizations",
         "core bag view slots policies caches conversation language lazy models texts live forks record rerun trace attention "
         "sparsity provenance intervals",
-        "pandas transformers",
+        "pandas transformers scipy",
     ),
     "sweep": ("sweep fingerprint provenance", "", "pandas joblib distributed tqdm"),
     "figures": ("figures", "intervals", "pandas plotly numpy"),

@@ -144,14 +144,11 @@ def test_a_model_that_attends_by_itself_is_refused(uses_cache, layers):
 
 
 def test_a_class_that_transformers_itself_cannot_reach_is_refused():
-    gptj = pytest.importorskip("transformers.models.gptj.modeling_gptj")
-    from transformers import GPTJConfig
+    bloom = pytest.importorskip("transformers.models.bloom.modeling_bloom")
+    from transformers import BloomConfig
 
-    small = GPTJConfig(
-        vocab_size=256, n_embd=16, n_layer=2, n_head=2, rotary_dim=4, bos_token_id=None, eos_token_id=None
-    )
-    closed = gptj.GPTJForCausalLM(small).eval()
-    with pytest.raises(ValueError, match="the attention of GPTJForCausalLM cannot be reached"):
+    closed = bloom.BloomForCausalLM(BloomConfig(vocab_size=256, hidden_size=16, n_layer=2, n_head=2)).eval()
+    with pytest.raises(ValueError, match="the attention of BloomForCausalLM cannot be reached"):
         with fm.finite(closed, SinkWindow(), 8):
             pass
 

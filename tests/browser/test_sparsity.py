@@ -215,7 +215,7 @@ def test_the_exact_part_takes_the_place_of_the_coarse_one(opened):
         page.keyboard.press("+")
     for _ in range(80):
         told = harness.execute(page, "print(view.tile.get('each'), view.tile.get('i0'), view.tile.get('i1'))").split()
-        if told[0] == "1":
+        if told[0] == "1" and int(told[2]) < 1_100:  # the parts of the zooms before are exact, too
             break
         page.wait_for_timeout(100)
     assert told[0] == "1" and int(told[1]) < 1_000 < int(told[2]) < 1_100
