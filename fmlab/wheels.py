@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,13 +172,12 @@ def _download(wheel: Wheel, folder: Path, progress: bool) -> Path:
 
 def _largest(folder: Path) -> int:
     """Bytes of the greatest file below a folder that another process is writing to."""
-    sizes = [0]
-    for path in folder.rglob("*"):
-        try:
-            sizes.append(path.stat().st_size)
-        except FileNotFoundError:  # pip has moved it since
-            continue
-    return max(sizes)
+    largest = 0
+    for at, _, names in os.walk(folder):  # passes over a folder that pip has removed since it was listed
+        for name in names:
+            with suppress(FileNotFoundError):  # pip has moved it since
+                largest = max(largest, os.stat(os.path.join(at, name)).st_size)
+    return largest
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import fmlab as fm
-from fmlab import dequantise, weights
+from fmlab import dequantise, weights, wheels
 from fmlab.language import byte_of
 from fmlab.weights import DEFAULT, MANIFEST, ModelError, check, fetch
 
@@ -236,6 +236,20 @@ def test_two_at_once_convert_once(cache, monkeypatch, capfd):
         folders = [future.result() for future in [pool.submit(waited), pool.submit(waited)]]
     assert folders == [cache / DEFAULT] * 2 and len(calls) == 1
     assert "another process is fetching the model; waiting for" in capfd.readouterr().err
+
+
+def test_a_folder_that_pip_removes_while_its_sizes_are_read_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "going").mkdir()
+    (tmp_path / "coming").write_bytes(b"12345")
+    scandir = os.scandir
+
+    def removed_just_before(path):
+        if Path(path).name == "going":
+            Path(path).rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", removed_just_before)
+    assert wheels._largest(tmp_path) == 5 and not (tmp_path / "going").exists()
 
 
 def test_a_changed_file_is_noticed_and_kept(cache):
