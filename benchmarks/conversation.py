@@ -3,7 +3,8 @@
 Part `recall` (the default) writes data/evidence_recall.csv.gz, a row a question: the meetings of QMSum (qmsum/meetings.jsonl
 in the folder that FMLAB_DATA names) and the six dialogues, every memory at 1/16 to 1/2 of the conversation's tokens.
 Query-blind memories select once a conversation, query-aware ones once a question, and the two are never in one column.
-What a memory needs besides (an encoder's passes, a model's reading) is not in the budget; a summary's tokens are. Part
+What every prompt has besides its turns comes on top of that share. What a memory
+needs besides (an encoder's passes, a model's reading) is not in the budget; a summary's tokens are. Part
 `answers` writes data/dialogue_answers.csv.gz: SmolLM2's greedy replies to every question of the dialogues from what each
 memory kept of a quarter of the tokens, with the whole conversation and the bare evidence beside it. An interrupted run
 goes on where it stopped.
@@ -21,7 +22,7 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
-from paired import machine, options
+from paired import ROOT, machine, options, ship
 
 import fmlab as fm
 from fmlab.conversation import (
@@ -46,10 +47,9 @@ from fmlab.conversation import (
     spans,
 )
 from fmlab.conversation.evidence import third
-from fmlab.conversation.span import tokens_of
+from fmlab.conversation.template import tokens_of
 from fmlab.intervals import bootstrap
 
-ROOT = Path(__file__).resolve().parents[1]
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 SEEDS = 10  # of Random, whose recall is their mean
 SYSTEM = (
@@ -143,7 +143,8 @@ def recall(source, conversation, memory, tiny):
     ways, make = MEMORIES[memory]
     for share in SHARES:
         budget = int(share * total)
-        made = [Random(budget, seed) for seed in range(SEEDS)] if memory == "Random" else [make(budget, tiny)]
+        room = budget + said[0].beside
+        made = [Random(room, seed) for seed in range(SEEDS)] if memory == "Random" else [make(room, tiny)]
         for aware in ways:
             blind = None if aware else [each.select(said) for each in made]
             for question, evidence in ((q.question, q.evidence) for q in questions):
@@ -184,7 +185,7 @@ def selections(said: list[Span], questions, memory: str, aware: bool, budget: in
         return [said] * len(questions)
     if memory == "Evidence":
         return [[span for span in said if set(span.sources) & set(q.evidence)] for q in questions]
-    made = MEMORIES[memory][1](budget, tiny)
+    made = MEMORIES[memory][1](budget + said[0].beside, tiny)
     if aware:
         return [made.select(said, q.question) for q in questions]
     return [made.select(said)] * len(questions)
@@ -240,15 +241,6 @@ def against_controls(table: pd.DataFrame, figure: str) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def kept(part: pd.DataFrame, name: str, digits: str) -> pd.DataFrame:
-    """Write the rows of some memories to the table of this name in place of older ones, and return the whole table."""
-    path = ROOT / "data" / name
-    older = [pd.read_csv(path)] if path.exists() else []
-    older = [table[~table.memory.isin(part.memory)] for table in older]
-    pd.concat([*older, part], ignore_index=True).to_csv(path, index=False, float_format=digits)
-    return pd.read_csv(path)
-
-
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("part", nargs="?", choices=("recall", "answers"), default="recall")
@@ -268,7 +260,7 @@ def recall_of(memories: Sequence[str], toy: bool) -> None:
         for source, count in [("dialogues", 1)] if toy else [("dialogues", 6), ("meetings", 18)]:
             grid = {"source": source, "conversation": range(count), "memory": memory, "tiny": toy}
             parts.append(long(fm.sweep(recall, out, **grid)))
-    table = pd.concat(parts) if toy else kept(pd.concat(parts), "evidence_recall.csv.gz", "%.4g")
+    table = pd.concat(parts) if toy else ship(pd.concat(parts), "evidence_recall.csv.gz", "memory", "%.4g")
     for source, rows in table.groupby("source", sort=False):
         print(f"# {source}: {rows.conversation.nunique()} conversations, {rows.question.nunique()} questions")
         print(summary(rows, ("mean", "all", "any"), ("query_aware", "memory", "share")).to_string(index=False))
@@ -281,7 +273,7 @@ def answers_of(memories: Sequence[str], toy: bool) -> None:
     for memory in memories:
         grid = {"conversation": range(1 if toy else 6), "memory": memory, "share": 1 / 4, "tiny": toy}
         parts.append(long(fm.sweep(answers, out, **grid)))
-    table = pd.concat(parts) if toy else kept(pd.concat(parts), "dialogue_answers.csv.gz", "%.6g")
+    table = pd.concat(parts) if toy else ship(pd.concat(parts), "dialogue_answers.csv.gz", "memory", "%.6g")
     table = table.assign(answered=table.answered.astype(float))
     answerable, never = table[table.third.notna()], table[table.third.isna()]
     print(summary(answerable, ("present", "answered"), ("query_aware", "memory")).to_string(index=False))

@@ -4,10 +4,14 @@ import argparse
 import platform
 import random
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import numpy as np
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def options(about: str) -> argparse.ArgumentParser:
@@ -71,9 +75,17 @@ def machine() -> str:
     )
 
 
+def ship(part: pd.DataFrame, name: str, by: str, digits: str) -> pd.DataFrame:
+    """Write rows to the shipped table of this name, in place of older ones with the same `by`, and return the whole table."""
+    path = ROOT / "data" / name
+    as_it_is = {"keep_default_na": False, "na_values": [""]}  # a reply may be "None"
+    older = [pd.read_csv(path, **as_it_is)] if path.exists() else []
+    older = [table[~table[by].isin(part[by])] for table in older]
+    pd.concat([*older, part], ignore_index=True).to_csv(path, index=False, float_format=digits)
+    return pd.read_csv(path, **as_it_is)
+
+
 def show(rows: list[dict], title: str) -> None:
     """Print the rows as one table."""
-    import pandas as pd
-
     print(f"# {title}\n# {machine()}")
     print(pd.DataFrame(rows).to_string(index=False), flush=True)

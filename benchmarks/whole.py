@@ -7,10 +7,9 @@ alone and the same one left out disagree, all twos of such ones are measured, to
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
-from paired import options, show
+from paired import options, ship, show
 from tqdm import tqdm
 
 from fmlab.optimizations.chat import chat
@@ -20,7 +19,6 @@ from fmlab.optimizations.machine import machine
 from fmlab.optimizations.whole import Workload, ablate, effects, interactions, settings, speedups, twos
 from fmlab.provenance import provenance
 
-SHIPPED = Path(__file__).resolve().parents[1] / "data" / "optimizations_whole.csv.gz"
 INTERACTS = 0.02  # alone over left out, from which on it is asked with what
 
 
@@ -50,15 +48,6 @@ def spoken(table: pd.DataFrame, *figures: str) -> pd.DataFrame:
     return said
 
 
-def kept(table: pd.DataFrame, about: dict[str, object]) -> None:
-    """Write the rows and what they were measured on at once, in place of older ones of the same work."""
-    table = table.assign(**about)
-    if SHIPPED.exists():
-        older = pd.read_csv(SHIPPED, keep_default_na=False)
-        table = pd.concat([older[~older.workload.isin(table.workload)], table])
-    table.sort_values("workload", kind="stable").to_csv(SHIPPED, index=False, float_format="%.6g")
-
-
 def main() -> None:
     parser = options(__doc__.split("\n\n")[0])
     parser.add_argument("--only", choices=["chat", "grid"], help="one of the two")
@@ -71,7 +60,7 @@ def main() -> None:
             continue
         table = measured(workload)
         if not given.toy:
-            kept(table, about)
+            ship(table.assign(**about), "optimizations_whole.csv.gz", "workload", "%.6g")
         worth = effects(table)
         figures = ("alone", "left_out", "share", "interaction")
         told = worth.drop(columns=["saved_seconds", "saved_low", "saved_high", "workload"])

@@ -75,5 +75,5 @@ def test_a_planted_fact_is_found_by_log_probability_alone(lm):
         "We had soup.",
     ]
     made = spans([{"role": "user", "content": text} for text in said], lm.tokenizer)
-    memory = Ablation(20, QuestionLogProb(lm))
+    memory = Ablation(20 + made[0].beside, QuestionLogProb(lm))
     assert memory.select(made, "What number has the badge of the windmill?") == [made[1]]

@@ -8,7 +8,20 @@ import torch
 from transformers import AutoModelForCausalLM, MambaConfig
 
 import fmlab as fm
-from fmlab.conversation import Memory, Span, opening, prompt
+from fmlab.conversation import (
+    BM25,
+    Hybrid,
+    Importance,
+    Memory,
+    Random,
+    RollingSummary,
+    Semantic,
+    Sliding,
+    Span,
+    TokenEmbeddings,
+    opening,
+    prompt,
+)
 from fmlab.conversation import chat as chat_module
 from fmlab.conversation.state import Stats
 from fmlab.models import ready
@@ -140,6 +153,37 @@ def test_without_a_template_the_blank_before_the_answer_is_not_said():
     assert chat.send("Well?") == "Yes."
     chat.send("Really?")
     assert chat.stats.reused == len("user: Well?\nassistant: Yes.")
+
+
+STRICT = (
+    "{% set rest = messages[1:] if messages[0]['role'] == 'system' else messages %}"
+    "{% for message in rest %}{% if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}"
+) + CHATML
+MEMORIES = {
+    "Everything": lambda lm: Everything(),
+    "Sliding": lambda lm: Sliding(250),
+    "Random": lambda lm: Random(250),
+    "Lottery": lambda lm: Lottery(250),
+    "BM25": lambda lm: BM25(250),
+    "Semantic": lambda lm: Semantic(250, TokenEmbeddings(lm)),
+    "Hybrid": lambda lm: Hybrid(250, ((BM25(1), 1.0), (Sliding(1), 1.0))),
+    "Importance": lambda lm: Importance(250, lm),
+    "RollingSummary": lambda lm: RollingSummary(250, lm, write=lambda lm, text, tokens, seed: "They talked."),
+}
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("system", [None, SYSTEM])
+def test_every_memory_goes_on_under_a_template_that_demands_turns(memory, system):
+    lm = talker()
+    lm.tokenizer.chat_template = STRICT
+    chat = fm.ChatSession(lm, MEMORIES[memory](lm), system, max_new_tokens=6)
+    for turn in range(9):
+        assert chat.send(f"Question {turn}, {'and more' * (turn % 4)}?") == alone(lm, chat, 6)
+        assert chat.stats.kept == len(prompt(chat.kept, lm.tokenizer))
+        assert memory == "Everything" or chat.stats.kept <= 250
+    assert chat.stats.turns == 9
 
 
 def test_what_the_memory_is_shown():

@@ -1,7 +1,11 @@
+from copy import copy
+
 import pytest
 
 import fmlab as fm
-from fmlab.conversation import Memory, Span, opening, prompt, spans
+from fmlab.conversation import Memory, Sliding, Span, opening, prompt, spans
+from fmlab.conversation.span import said
+from fmlab.conversation.template import GAP
 
 TALK = [
     {"role": "user", "content": "Where did I leave the key? 🙂"},
@@ -15,6 +19,11 @@ CHATML = (
 ALTERNATING = (
     "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}({{ message['content'] }}){% endfor %}"
+)
+
+TOOLLESS = (
+    "{% for message in messages %}{% if message['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    "{{ message['content'] }}{% endfor %}"
 )
 
 
@@ -67,11 +76,44 @@ def test_what_is_no_message_is_named_with_its_place(tokenizer):
 
 def test_a_template_that_refuses_says_which_roles(tokenizer):
     tokenizer.chat_template = ALTERNATING
-    made = spans(TALK, tokenizer)
-    with pytest.raises(ValueError, match=r"\['user', 'user'\].*must alternate"):
-        prompt([made[0], made[2]], tokenizer)
-    with pytest.raises(ValueError, match="'system'"):
+    with pytest.raises(ValueError, match=r"\['system', 'user'\].*must alternate"):
         opening(tokenizer, "Be kind.")
+    with pytest.raises(ValueError, match=r"\['user', 'tool'\].*no tools"):
+        tokenizer.chat_template = TOOLLESS
+        spans([{"role": "tool", "content": "7"}], tokenizer)
+
+
+def test_where_a_template_demands_turns_any_selection_takes_them_within_its_tokens(tokenizer):
+    tokenizer.chat_template = ALTERNATING
+    made = spans(
+        [*TALK, {"role": "assistant", "content": "In the drawer."}, {"role": "user", "content": "Bye."}], tokenizer
+    )
+    for chosen in range(1, 2 ** len(made)):
+        kept = [span for place, span in enumerate(made) if chosen >> place & 1]
+        assert len(prompt(kept, tokenizer)) <= sum(span.tokens for span in kept) + made[0].beside
+    texts = [message["content"] for message in said(made[1:3] + made[4:], tokenizer)]
+    assert texts == [GAP, made[1].text, "\nBye."]
+    assert said(made, tokenizer) == [{"role": span.role, "content": span.text} for span in made]
+
+
+LINES = ["", "\n", "a\n\n", "tail ", " head", "\n\n\nx", "🙂\n", "user: ", "don't\n\n"]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("template", [None, "the model's own"])
+def test_the_prompt_of_what_is_selected_is_no_longer_than_the_budget(lm, template):
+    tokenizer = copy(lm.tokenizer)
+    if template is None:
+        tokenizer.chat_template = None
+    made = spans(
+        [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(LINES * 2)], tokenizer
+    )
+    for budget in range(made[0].beside, sum(span.tokens for span in made) + 40):
+        kept = Sliding(budget).select(made)
+        if kept:
+            assert len(prompt(kept, tokenizer)) == sum(span.tokens for span in kept) + made[0].beside <= budget
+    with pytest.raises(fm.BudgetError, match="of how a prompt without one begins"):
+        Sliding(made[0].beside - 1).select(made)
 
 
 @pytest.mark.parametrize("wrong", [{"tokens": -1}, {"tokens": 2.0}, {"role": ""}, {"sources": [1]}, {"text": None}])

@@ -1,11 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 import fmlab as fm
 from fmlab.conversation import RollingSummary, Span, spans
 from fmlab.conversation.facts import unsupported
-from fmlab.conversation.span import tokens_of
 from fmlab.conversation.summary import HEADING, write_summary
+from fmlab.conversation.template import tokens_of
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +18,8 @@ def tiny():
 def talk(lm, turns, system=None):
     said = [f"Turn {turn} tells of thing{turn}, and of a hundred idle words." for turn in range(turns)]
     messages = [{"role": ("user", "assistant")[turn % 2], "content": text} for turn, text in enumerate(said)]
-    return spans([{"role": "system", "content": system}] * (system is not None) + messages, lm.tokenizer)
+    made = spans([{"role": "system", "content": system}] * (system is not None) + messages, lm.tokenizer)
+    return [replace(span, beside=0) for span in made]  # the budgets here are of the turns
 
 
 class Writer:

@@ -55,12 +55,12 @@ def test_both_sides_keep_what_their_memories_keep_at_every_stop(turns, spans):
         told = getattr(turns, f"kept_{side}")["stops"]
         assert sorted(map(int, told)) == list(range(1, STOPS + 1))
         for stop in range(1, STOPS + 1):
-            kept = memory(max(1, round(total * stop / STOPS))).select(spans)
+            kept = memory(spans[0].beside + max(1, round(total * stop / STOPS))).select(spans)
             entry = told[str(stop)]
             assert [spans[place] for place in entry["places"]] == kept and entry["turns"] == entry["places"]
-            assert entry["tokens"] == sum(span.tokens for span in kept) <= entry["budget"]
+            assert entry["tokens"] == sum(span.tokens for span in kept) + spans[0].beside <= entry["budget"]
             assert not entry["aware"] and entry["added"] == []
-    assert turns.show(stop=16).kept[0] == C.Sliding(round(total / 2)).select(spans)
+    assert turns.show(stop=16).kept[0] == C.Sliding(spans[0].beside + round(total / 2)).select(spans)
 
 
 def test_a_memory_that_reads_the_question_is_told_apart_and_refuses_without(turns, spans):

@@ -12,8 +12,9 @@ from ..core import BudgetError
 from ..language import LanguageModel
 from . import checkpoint
 from .carry import Carried
-from .span import Span, opening, prompt, tokens_of
+from .span import Span, opening, prompt
 from .state import Cost, State, Stats, Stretch
+from .template import cost_of_turns, tokens_of
 
 
 @runtime_checkable
@@ -127,7 +128,7 @@ class ChatSession:
 
     def _select(self, question: Span) -> tuple[Span, ...]:
         """The spans of the prompt that asks this."""
-        certain = self._opening.tokens + question.tokens
+        certain = self._opening.tokens + question.tokens + cost_of_turns(self.lm.tokenizer)
         self._check(certain, f"the new message of {question.tokens} tokens and the opening of {self._opening.tokens}")
         # One pinned span stands for all that is in this prompt for certain, so every memory leaves room for it.
         pinned = replace(self._opening, tokens=certain)

@@ -48,7 +48,7 @@ def write(path: str | os.PathLike[str], state: State, system: str | None, max_ne
         "system": system,
         "max_new_tokens": max_new_tokens,
         "messages": [{"role": span.role, "content": span.text} for span in state.spans],
-        "kept": [asdict(span) for span in state.kept],
+        "kept": [{name: getattr(span, name) for name in ("text", "tokens", "role", "sources")} for span in state.kept],
         "stats": asdict(state.stats),
         "stretches": [asdict(stretch) for stretch in state.stretches],
     }

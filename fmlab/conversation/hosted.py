@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from transformers import PreTrainedTokenizerBase
 
-from .span import SYSTEM, Span
+from .span import Span, said
 from .state import Cost
 
 
@@ -71,10 +71,9 @@ class Hosted:
         Raises HostedError where the server refuses, cannot be reached, is silent too long, or breaks off.
         """
         openai = _openai()
-        messages = [{"role": span.role, "content": span.text} for span in selected if span.role != SYSTEM or span.text]
         body = {
             "model": self.model,
-            "messages": messages,
+            "messages": said(selected, self.tokenizer),
             "max_tokens": max_new_tokens,
             "temperature": 0.0,
             "stream_options": {"include_usage": True},

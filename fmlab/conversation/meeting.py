@@ -6,7 +6,7 @@ from os import PathLike
 from typing import Any
 
 from ..lines import json_lines
-from .span import Message
+from .template import Message
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from jaxtyping import Float
 
 from ..core import BudgetError
 from .packing import greedy, optimal
-from .span import SYSTEM, Span
+from .span import Span
+from .template import SYSTEM
 
 Spans = Sequence[Span]
 
@@ -39,9 +40,9 @@ class Memory(ABC):
         """The worth of a token of each span: 0 or more, inf is pinned. The system prompt is not among the spans."""
 
     def select(self, spans: Spans, query: str | None = None) -> list[Span]:
-        """The spans that are kept, in their order.
+        """The spans that are kept, in their order: their tokens, and what the prompt has `beside` them, fit the budget.
 
-        Raises BudgetError where what is pinned exceeds the budget. A span larger than what the pinned ones leave is
+        Raises BudgetError where what is pinned exceeds it. A span larger than what the pinned ones leave is
         never kept.
         """
         others = [place for place, span in enumerate(spans) if span.role != SYSTEM]
@@ -51,11 +52,13 @@ class Memory(ABC):
         return [span for place, span in enumerate(spans) if span.role == SYSTEM or place in chosen]
 
     def _pinned(self, spans: Spans) -> int:
+        """The tokens of the system prompt, and of what the prompt has besides its spans."""
         pinned = sum(span.tokens for span in spans if span.role == SYSTEM)
+        pinned += max((span.beside for span in spans), default=0)
         if pinned > self.budget:
             raise BudgetError(
-                f"{type(self).__name__}: budget {self.budget} < {pinned} tokens of the system prompt; raise the budget "
-                "or shorten the prompt"
+                f"{type(self).__name__}: budget {self.budget} < {pinned} tokens of the system prompt, or of how a prompt "
+                "without one begins; raise the budget or shorten the prompt"
             )
         return pinned
 

@@ -1,15 +1,12 @@
 """A conversation as spans, each with what it costs in the prompt, and the prompt that spans make."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-SYSTEM = "system"
-Message = Mapping[str, str]
+from .template import SYSTEM, Message, cost_of_turns, ids_of, in_turns, tokens_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +22,9 @@ class Span:
     tokens: int
     role: str
     sources: tuple[int, ...]
+    beside: int = field(default=0, compare=False, repr=False)
+    """Tokens that the prompt has besides its spans, whichever are kept: how it begins where no system message says it.
+    Memories leave room for the greatest of their spans' once."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not isinstance(self.role, str) or not self.role:
@@ -44,18 +44,19 @@ class Span:
 def spans(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[Span]:
     """One span a message, in order: what each costs in the tokenizer's chat template, or as a line "role: text" without one.
 
-    A system message costs also what every prompt costs whatever is in it (how it begins, how it asks for an answer), so
-    that the tokens of a selection are those of its prompt; for a conversation without one see `opening`. Raises
-    ValueError for a message without `role` and `content` as strings, with its place, and for a role that the template
-    does not take.
+    What every prompt costs whatever is in it (how it begins, how it asks for an answer) a system message costs too; in a
+    conversation without one it is `beside` every span, and `prompt` says it with no span for it. So the prompt of what a
+    memory selects is no longer than the memory's budget. Raises ValueError for a message without `role` and `content` as
+    strings, with its place, and for a role that the template does not take.
     """
+    checked = [_checked(turn, message) for turn, message in enumerate(messages)]
+    beside = cost_of_turns(tokenizer)
+    if all(role != SYSTEM for role, _ in checked):
+        beside += opening(tokenizer).tokens
     made = []
-    for turn, message in enumerate(messages):
-        role, text = _checked(turn, message)
-        if role == SYSTEM:
-            made.append(opening(tokenizer, text, (turn,)))
-        else:
-            made.append(Span(text, tokens_of(role, text, tokenizer), role, (turn,)))
+    for turn, (role, text) in enumerate(checked):
+        tokens = opening(tokenizer, text).tokens if role == SYSTEM else tokens_of(role, text, tokenizer)
+        made.append(Span(text, tokens, role, (turn,), beside))
     return made
 
 
@@ -65,71 +66,39 @@ def opening(tokenizer: PreTrainedTokenizerBase, system: str | None = None, sourc
     With `system=None` the text is empty: the cost of a prompt without a system message, where some templates say one of
     their own.
     """
-    said = {"role": "user", "content": "Hello."}
-    messages = [said] if system is None else [{"role": SYSTEM, "content": system}, said]
-    fixed = _count(rendered(messages, tokenizer), tokenizer) - tokens_of("user", "Hello.", tokenizer)
+    asked = {"role": "user", "content": "Hello."}
+    messages = [asked] if system is None else [{"role": SYSTEM, "content": system}, asked]
+    fixed = len(ids_of(messages, tokenizer)) - tokens_of("user", "Hello.", tokenizer)
     return Span(system or "", fixed, SYSTEM, sources)
 
 
-def tokens_of(role: str, text: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """By how many tokens a message lengthens a prompt, its marks included. Raises ValueError for a role that the template
-    does not take."""
-    before = _before(role)
-    after = rendered([*before, {"role": role, "content": text}], tokenizer, answering=False)
-    return _count(after, tokenizer) - _cost_before(role, tokenizer, str(tokenizer.chat_template))
+def said(selected: Sequence[Span], tokenizer: PreTrainedTokenizerBase) -> list[Message]:
+    """The messages of the prompt that says these spans in order: one a span, but for an opening without a text.
+
+    Where the template demands that user and assistant take turns, neighbours of one role are joined, and "…" of the user
+    stands before an answer that comes first.
+    """
+    messages = [{"role": span.role, "content": span.text} for span in selected if span.role != SYSTEM or span.text]
+    return in_turns(messages, tokenizer)
 
 
 def prompt(selected: Sequence[Span], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token ids of the prompt that says these spans in order and asks for the assistant's answer.
+    """The token ids of the prompt of the messages that are `said`, up to where the assistant's answer begins.
 
-    An opening without a text is not said. Their number is the sum of the spans' tokens, an opening among them, wherever
-    the template writes each message by itself. Raises ValueError for no spans, and for an order of roles that the
-    template refuses.
+    Their number is the sum of the spans' tokens, an opening among them, wherever the template writes each message by
+    itself. Raises ValueError for no spans, and for an order of roles that the template refuses.
     """
-    messages = [{"role": span.role, "content": span.text} for span in selected if span.role != SYSTEM or span.text]
+    messages = said(selected, tokenizer)
     if not messages:
         raise ValueError("nothing is selected, so there is no prompt; give at least one span with a text")
-    return tokenizer(rendered(messages, tokenizer), add_special_tokens=False, verbose=False)["input_ids"]
-
-
-def rendered(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, answering: bool = True) -> str:
-    """The text of a prompt; `answering` adds how an answer begins. Raises ValueError where the template refuses."""
-    if not tokenizer.chat_template:
-        lines = "".join(f"{message['role']}: {message['content']}\n" for message in messages)
-        return lines + "assistant:" * answering
-    try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answering)
-    except TemplateError as reason:
-        roles = [message["role"] for message in messages][-4:]
-        raise ValueError(f"the chat template does not take roles that end in {roles}: {reason}") from reason
+    return ids_of(messages, tokenizer)
 
 
 def _checked(turn: int, message: Any) -> tuple[str, str]:
-    for field in ("role", "content"):
-        value = message.get(field) if isinstance(message, Mapping) else None
-        if not isinstance(value, str) or (field == "role" and not value):
+    for name in ("role", "content"):
+        value = message.get(name) if isinstance(message, Mapping) else None
+        if not isinstance(value, str) or (name == "role" and not value):
             raise ValueError(
-                f"message {turn} is {message!r:.80}: its {field!r} is no text; give a dict with role and content"
+                f"message {turn} is {message!r:.80}: its {name!r} is no text; give a dict with role and content"
             )
     return message["role"], message["content"]
-
-
-def _before(role: str) -> list[Message]:
-    """A conversation that every template lets go on with this role."""
-    asked, said = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello."}
-    return [asked, said] if role == "user" else [asked]
-
-
-@lru_cache(maxsize=256)
-def _cost_before(role: str, tokenizer: PreTrainedTokenizerBase, template: str) -> int:
-    """Remembered for each template, since a tokenizer may be given another."""
-    return _count(rendered(_before(role), tokenizer, answering=False), tokenizer)
-
-
-def _count(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as reason:  # a tokenizer would only say that this is no text
-        near = text[max(0, reason.start - 20) : reason.end + 20]
-        raise ValueError(f"{text[reason.start]!r} in {near!r} is half a character; give whole ones") from reason
-    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -14,7 +14,8 @@ from .facts import unsupported
 from .memory import Memory, Spans
 from .packing import greedy
 from .sentences import sentence_ends
-from .span import SYSTEM, Span, tokens_of
+from .span import Span
+from .template import SYSTEM, tokens_of
 
 HEADING = "Summary of what was said before: "
 REQUEST = (

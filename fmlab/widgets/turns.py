@@ -43,9 +43,10 @@ class Turns(anywidget.AnyWidget):
     """The turns that two memories keep and drop, side by side, as the budget moves.
 
     `spans` are those of `fm.conversation.spans`; `memories` label functions from a budget to a memory, or memories of
-    which the budget is changed. The budget is a share of the spans' tokens, in 32 equal steps. `questions` are those of a
+    which the budget is changed. The budget is a share of the spans' tokens, in 32 equal steps, and what every prompt has
+    `beside` them. `questions` are those of a
     dialogue (`fm.conversation.Question`), whose evidence is marked; a reader may type others. With `lm` it is asked on
-    demand, by a prompt of its opening, what is kept, and the question; opening and question come on top of the budget.
+    demand, by a prompt of its opening, what is kept, and the question; the question comes on top of the budget.
     Raises ValueError for no spans or no memories.
     """
 

@@ -117,7 +117,7 @@ class TurnsView {
     this.root.append(
       h("div", { class: "fm-header" }, h("div", {},
         h("div", { class: "fm-title", role: "heading", "aria-level": "2" }, "Which turns survive"),
-        h("div", { class: "fm-subtitle" }, "Two memories keep what they hold worth it within the budget. What is struck through is not in the prompt; opening and question come on top of the budget."))),
+        h("div", { class: "fm-subtitle" }, "Two memories keep what they hold worth it within the budget. What is struck through is not in the prompt; the budget holds how a prompt begins, too; the question comes on top."))),
       h("div", { class: "fm-controls" }, named("a"), named("b"),
         labelled("Budget", this.budget, this.share),
         h("div", { class: "fm-field" }, this.aware, this.awareLabel()),
