@@ -3,20 +3,21 @@
 Part `recall` (the default) writes data/evidence_recall.csv.gz, a row a question: the meetings of QMSum (qmsum/meetings.jsonl
 in the folder that FMLAB_DATA names) and the six dialogues, every memory at 1/16 to 1/2 of the conversation's tokens.
 Query-blind memories select once a conversation, query-aware ones once a question, and the two are never in one column.
-What every prompt has besides its turns comes on top of that share. What a memory
-needs besides (an encoder's passes, a model's reading) is not in the budget; a summary's tokens are. Part
-`answers` writes data/dialogue_answers.csv.gz: SmolLM2's greedy replies to every question of the dialogues from what each
-memory kept of a quarter of the tokens, with the whole conversation and the bare evidence beside it. An interrupted run
-goes on where it stopped.
+What every prompt has besides its turns comes on top of that share. What a memory needs besides (an encoder's passes, a
+model's reading) is not in the budget; a summary's tokens are. Part `answers` writes data/dialogue_answers.csv.gz: SmolLM2's
+greedy replies to every question of the dialogues from what each memory kept of a quarter of the tokens, with the whole
+conversation and the bare evidence beside it. An interrupted run goes on where it stopped.
 
 Of RollingSummary, whose model would write for days on the meetings, `recall` has the two ends between which it lies: no
 summary is refused, and the older turns are gone but for what it says; every one is, and in its place stay the turns that
-it held first, as far as they fit. Which turns stay does not depend on what a summary says. `answers` has the model write them. Ablation
-reads a window for every turn and question, a hundred times the work of Importance, and has no row.
+it held first, as far as they fit. Which turns stay does not depend on what a summary says. `answers` has the model write
+them. Ablation reads a window for every turn and question, a hundred times the work of Importance: three questions of each
+dialogue are drawn for it, and no meeting. Full keeps all at any budget, so its recall is 1 and has no row.
 """
 
 import json
 import os
+import random
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -27,10 +28,12 @@ from paired import ROOT, machine, options, ship
 import fmlab as fm
 from fmlab.conversation import (
     BM25,
+    Ablation,
     Hybrid,
     Importance,
     Memory,
     MiniLM,
+    QuestionLogProb,
     Random,
     RollingSummary,
     Semantic,
@@ -66,6 +69,11 @@ def model(tiny: bool) -> fm.LanguageModel:
 
 
 @cache
+def scorer(tiny: bool) -> QuestionLogProb:
+    return QuestionLogProb(model(tiny))
+
+
+@cache
 def encoder(tiny: bool):
     return fm.caches.EmbeddingCache(TokenEmbeddings(model(True)) if tiny else MiniLM())
 
@@ -90,6 +98,8 @@ MEMORIES: dict[str, tuple[list[bool], Callable[[int, bool], Memory]]] = {
         lambda budget, tiny: Hybrid(budget, ((Semantic(budget, encoder(tiny)), 1.0), (BM25(budget), 1.0))),
     ),
     "Importance": (AWARE, lambda budget, tiny: Importance(budget, model(tiny))),
+    "Importance of the newest turn": (BLIND, lambda budget, tiny: Importance(budget, model(tiny))),
+    "Ablation of the question": (AWARE, lambda budget, tiny: Ablation(budget, scorer(tiny))),
     "RollingSummary": (BLIND, lambda budget, tiny: RollingSummary(budget, model(tiny))),
     "RollingSummary, none refused": (BLIND, lambda budget, tiny: RollingSummary(budget, model(tiny), write=said_well)),
     "RollingSummary, all refused": (
@@ -97,6 +107,7 @@ MEMORIES: dict[str, tuple[list[bool], Callable[[int, bool], Memory]]] = {
         lambda budget, tiny: RollingSummary(budget, model(tiny), write=said_nothing),
     ),
 }
+SAMPLED = {"Ablation of the question": 3}  # questions of each dialogue; the meetings would take days
 RECALLED = [memory for memory in MEMORIES if memory != "RollingSummary"]
 TOYS = ["Random", "Sliding", "BM25", "Semantic (MiniLM)", "RollingSummary, all refused"]
 ANSWERED = [
@@ -138,6 +149,8 @@ def spans_of(source: str, place: int, tiny: bool) -> list[Span]:
 def recall(source, conversation, memory, tiny):
     """One conversation under one memory: its rows, as JSON."""
     name, _, questions = conversations(source)[conversation]
+    if memory in SAMPLED:
+        questions = random.Random(name).sample(list(questions), SAMPLED[memory])
     said = spans_of(source, conversation, tiny)
     total, rows = sum(span.tokens for span in said), []
     ways, make = MEMORIES[memory]
@@ -254,10 +267,17 @@ def main() -> None:
     (answers_of if given.part == "answers" else recall_of)(memories, given.toy)
 
 
+def sources(memory: str, toy: bool) -> list[tuple[str, int]]:
+    """The conversations that a memory is measured on, and how many."""
+    if toy:
+        return [("dialogues", 1)]
+    return [("dialogues", 6), ("meetings", 18)][: 1 if memory in SAMPLED else 2]
+
+
 def recall_of(memories: Sequence[str], toy: bool) -> None:
     out, parts = None if toy else ROOT / "runs" / "evidence_recall.sqlite", []
     for memory in memories:
-        for source, count in [("dialogues", 1)] if toy else [("dialogues", 6), ("meetings", 18)]:
+        for source, count in sources(memory, toy):
             grid = {"source": source, "conversation": range(count), "memory": memory, "tiny": toy}
             parts.append(long(fm.sweep(recall, out, **grid)))
     table = pd.concat(parts) if toy else ship(pd.concat(parts), "evidence_recall.csv.gz", "memory", "%.4g")
