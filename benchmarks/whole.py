@@ -1,9 +1,11 @@
 """What each optimisation is worth to a whole chat of 40 turns and to a whole grid of policies: all off, all on, each one
-alone, each one left out; and the sums that the progress report claims.
+alone, each one left out; the sums that the progress report claims; and the portion of the time that each piece takes.
 
-Writes data/optimizations_whole.csv.gz, a row a step and setting. The settings go on step by step, in an order drawn for
-every step, and every step's result is the same in all; the first step warms up and is not counted. Where an optimisation
-alone and the same one left out disagree, all twos of such ones are measured, too, and what they do together is named.
+Writes data/optimizations_whole.csv.gz, a row a step and setting, data/optimizations_portions.csv, a row a step and piece,
+and data/optimizations_interactions.csv. The settings go on step by step, in an order drawn for every step, and every
+step's result is the same in all; the first step warms up and is not counted. All off is measured twice, so that one sees how
+far two runs of the same lie apart. Where an optimisation alone and the same one left out disagree, all twos of such ones
+are measured, too, and what they do together is named.
 """
 
 from dataclasses import replace
@@ -16,6 +18,7 @@ from fmlab.optimizations.chat import chat
 from fmlab.optimizations.claims import CLAIMS, of_the_whole
 from fmlab.optimizations.grid import grid
 from fmlab.optimizations.machine import machine
+from fmlab.optimizations.portions import amdahl, portions
 from fmlab.optimizations.whole import Workload, ablate, effects, interactions, settings, speedups, twos
 from fmlab.provenance import provenance
 
@@ -27,6 +30,12 @@ def measured(workload: Workload) -> pd.DataFrame:
     claimed = [frozenset(claim.pairs) for claim in CLAIMS if set(claim.pairs) <= set(workload.switches)]
     under = list(dict.fromkeys([*settings(workload.switches), *claimed]))
     return counted(workload, under)
+
+
+def clocked(workload: Workload) -> pd.DataFrame:
+    """Every step with all off and a clock around each piece."""
+    with tqdm(desc=f"{workload.name}, clocked", unit="step") as bar:
+        return portions(workload, after_step=lambda done: bool(bar.update()) or True)
 
 
 def with_one_switch(workload: Workload) -> Workload:
@@ -52,20 +61,31 @@ def main() -> None:
     parser = options(__doc__.split("\n\n")[0])
     parser.add_argument("--only", choices=["chat", "grid"], help="one of the two")
     given = parser.parse_args()
-    about = provenance().columns | {"machine": machine()}  # before the table is written, which makes the checkout dirty
+    about = provenance().columns | {
+        "machine": machine()
+    }  # before the tables are written, which makes the checkout dirty
     print(f"# {about['machine']}")
-    workloads = map(with_one_switch, (chat(2), grid(2, 32))) if given.toy else (chat(40), grid(6))
+    workloads = map(with_one_switch, (chat(2), grid(2, 32))) if given.toy else (chat(40), grid(12))
+
+    def shipped(table: pd.DataFrame, name: str) -> None:
+        if not given.toy:
+            ship(table.assign(**about), name, "workload", "%.6g")
+
     for workload in workloads:
         if given.only not in (None, workload.name):
             continue
-        table = measured(workload)
-        if not given.toy:
-            ship(table.assign(**about), "optimizations_whole.csv.gz", "workload", "%.6g")
+        table, pieces = measured(workload), clocked(workload)
+        shipped(table, "optimizations_whole.csv.gz")
+        shipped(pieces, "optimizations_portions.csv")
         worth = effects(table)
         figures = ("alone", "left_out", "share", "interaction")
         told = worth.drop(columns=["saved_seconds", "saved_low", "saved_high", "workload"])
         print(f"# {workload.name}: the whole with one optimisation alone, without it, and its share of the seconds")
         print(spoken(told, *figures).round(2).to_string(index=False))
+        print(
+            f"# {workload.name}: the portion of the seconds that each piece takes with all off, and the most it can save"
+        )
+        print(amdahl(pieces).drop(columns="workload").round(5).to_string(index=False))
         whole = speedups(table)
         print(f"# {workload.name}: all settings\n{whole.round(3).to_string(index=False)}")
         if not (said := of_the_whole(whole)).empty:
@@ -73,6 +93,7 @@ def main() -> None:
         mixing = worth[(worth.interaction_low > 1 + INTERACTS) | (worth.interaction_high < 1 - INTERACTS)].optimisation
         if len(mixing) > 1:
             pairs = interactions(counted(workload, twos(list(mixing))))
+            shipped(pairs, "optimizations_interactions.csv")
             show(pairs.round(3).to_dict("records"), f"{workload.name}: what two do together")
 
 

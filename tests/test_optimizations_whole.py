@@ -8,7 +8,7 @@ import pytest
 
 from fmlab.optimizations import NotEquivalent
 from fmlab.optimizations.clock import Cancelled
-from fmlab.optimizations.whole import Workload, ablate, effects, interactions, label, settings, speedups, twos
+from fmlab.optimizations.whole import AGAIN, Workload, ablate, effects, interactions, label, settings, speedups, twos
 
 SWITCHES = ("a", "b", "c")
 
@@ -41,13 +41,13 @@ def planted(
 
 def test_every_setting_does_every_step_once():
     table = ablate(WORK)
-    assert set(table["on"]) == {"", "a", "b", "c", "a + b + c", "b + c", "a + c", "a + b"}
+    assert set(table["on"]) == {"", "a", "b", "c", "a + b + c", "b + c", "a + c", "a + b", AGAIN}
     assert (table.groupby("on")["step"].apply(list).map(sorted).map(tuple) == (0, 1, 2)).all()
     assert (table["seconds"] > 0).all()
 
 
 def test_settings_of_one_switch_are_two_and_twos_are_all_pairs():
-    assert settings(("a",)) == [frozenset(), frozenset("a")]
+    assert settings(("a",)) == [frozenset(), frozenset("a"), frozenset([AGAIN])]
     assert [label(on) for on in twos(SWITCHES)] == ["", "a", "b", "c", "a + b", "a + c", "b + c"]
 
 
@@ -88,7 +88,7 @@ def test_effects_are_those_that_were_planted():
 def test_the_whole_under_each_setting():
     found = speedups(planted({"a": 2.0, "b": 1.0, "c": 0.0}, settings(SWITCHES))).set_index("on")
     assert math.isclose(found.loc["a + b + c", "speedup"], 4.0) and math.isclose(found.loc["", "speedup"], 1.0)
-    assert math.isclose(found.loc["a + b", "seconds"], 7.0)
+    assert math.isclose(found.loc["a + b", "seconds"], 7.0) and math.isclose(found.loc[AGAIN, "speedup"], 1.0)
 
 
 def test_what_two_do_together():

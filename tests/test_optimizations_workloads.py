@@ -9,6 +9,7 @@ import torch
 
 import fmlab as fm
 from fmlab.optimizations import chat, claims, grid, real
+from fmlab.optimizations.portions import amdahl, portions
 from fmlab.optimizations.whole import ablate, label, settings
 from fmlab.policies import H2O, SnapKV
 from fmlab.view import View
@@ -72,6 +73,14 @@ def test_a_chat_says_the_same_whatever_is_on(tiny):
     assert table["step"].max() == 2 and table["on"].nunique() == len(work.switches) + 2
 
 
+@pytest.mark.parametrize("work", [lambda: chat.chat(3), lambda: grid.grid(2, 160)])
+def test_every_piece_of_a_whole_is_clocked(tiny, work):
+    table = portions(work())
+    pieces = table[table["step"] == 1].set_index("optimisation")["piece_seconds"]
+    assert (pieces > 0).all() and pieces.sum() <= table[table["step"] == 1]["seconds"].iloc[0]
+    assert amdahl(table)["portion"].sum() <= 1
+
+
 def test_the_switches_of_a_chat_do_what_they_say(tiny, monkeypatch):
     read = []
     forward = tiny.model.forward
@@ -95,7 +104,7 @@ def test_a_grid_gives_the_same_whatever_is_on(tiny, monkeypatch):
     monkeypatch.setattr(grid, "CELLS", grid.CELLS[:4])
     work = grid.grid(1, 160)
     table = ablate(work, settings(work.switches))
-    assert table["on"].nunique() == 2 + 2 * len(work.switches)
+    assert table["on"].nunique() == 3 + 2 * len(work.switches)
 
 
 def test_each_switch_of_a_grid_is_alone_in_what_it_computes(tiny, monkeypatch):

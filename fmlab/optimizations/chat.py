@@ -4,9 +4,13 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
+import numpy as np
+from jaxtyping import Float
+
 from ..caches import EmbeddingCache, TokenDecodeCache
 from ..conversation import BM25, ChatSession, Memory, Semantic, Sliding, Span, dialogues, prompt
 from ..conversation.carry import Carried
+from ..conversation.encoders import Encoder
 from ..conversation.sentences import marking_ids
 from ..conversation.state import Cost
 from ..language import LanguageModel
@@ -21,6 +25,7 @@ from . import (
     sliding_eviction,
     token_decoding,
 )
+from .portions import piece
 from .whole import Setting, Workload
 
 BUDGET = 384  # tokens of a prompt
@@ -43,7 +48,19 @@ class ReadingAgain:
         self.lm, self.name, self.source, self.tokenizer = lm, lm.name, lm.source, lm.tokenizer
 
     def answer(self, selected: Sequence[Span], ids: list[int], max_new_tokens: int) -> Generator[str, None, Cost]:
-        return Carried(self.lm).answer(selected, ids, max_new_tokens)
+        voice = Carried(self.lm)
+        voice.logits = piece(kv_carry_over.PAIR.name, voice.logits)  # the reading of the prompt
+        return voice.answer(selected, ids, max_new_tokens)
+
+
+@dataclass(frozen=True)
+class Clocked:
+    """An encoder whose work is the piece of the embedding misses."""
+
+    encoder: Encoder
+
+    def encode(self, texts: list[str]) -> Float[np.ndarray, "texts d"]:
+        return piece(embedding_misses.PAIR.name, self.encoder.encode)(texts)
 
 
 @dataclass(frozen=True)
@@ -58,12 +75,14 @@ class ScoringAll:
         return self.memory.budget
 
     def select(self, spans: Sequence[Span], query: str | None = None) -> list[Span]:
-        said = spans[1:]  # the first is pinned
-        for other in self.others if said else ():
-            other.score(said, query)
-        if said:
-            self.memory.score(said, None)  # as if nothing were asked
+        if said := spans[1:]:  # the first is pinned
+            piece(lazy_evaluation.PAIR.name, self._unasked)(said, query)
         return self.memory.select(spans, query)
+
+    def _unasked(self, said: Sequence[Span], query: str | None) -> None:
+        for other in self.others:
+            other.score(said, query)
+        self.memory.score(said, None)  # as if nothing were asked
 
 
 @cache
@@ -88,7 +107,9 @@ def chat(turns: int = 40) -> Workload:
 def _turns(said: Sequence[str], on: Setting) -> Iterator[object]:
     lm, encoder = real.lm(), real.encoder()
     tokenizer, enders = lm.tokenizer, marking_ids(lm.tokenizer)
-    embedded = EmbeddingCache(encoder if embedding_misses.PAIR.name in on else embedding_misses.OneByOne(encoder))
+    if embedding_misses.PAIR.name not in on:
+        encoder = embedding_misses.OneByOne(encoder)
+    embedded = EmbeddingCache(Clocked(encoder))
     memory: Memory | ScoringAll = Semantic(BUDGET, embedded)
     if lazy_evaluation.PAIR.name not in on:
         memory = ScoringAll(memory, (Sliding(BUDGET), BM25(BUDGET)))
@@ -96,8 +117,9 @@ def _turns(said: Sequence[str], on: Setting) -> Iterator[object]:
     texts = partial(token_decoding.decode_each, tokenizer=tokenizer)
     if token_decoding.PAIR.name in on:
         texts = TokenDecodeCache(tokenizer).decode  # one for the whole chat, empty at first
+    texts = piece(token_decoding.PAIR.name, texts)
     ends, window, mask = (
-        pair.optimised if pair.name in on else pair.baseline
+        piece(pair.name, pair.optimised if pair.name in on else pair.baseline)
         for pair in (sentence_boundaries.PAIR, sliding_eviction.PAIR, mask_construction.PAIR)
     )
     stream: list[int] = []

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..core import Policy, Stats
-from ..forks import Cell, prefill
+from ..forks import Cell, Prefill, prefill
 from ..policies import H2O, KeyNorm, SinkWindow, SnapKV
 from ..view import View
 from . import batched_forks, lazy_evaluation, real, shared_prefill, vectorised_replay, windowed_attention
+from .portions import piece
 from .whole import Setting, Workload
 
 CONTEXT = 256  # tokens
@@ -43,7 +44,7 @@ class AllWeights(Policy):
         return self.policy.needs
 
     def observe(self, view: View, stats: Stats) -> Stats:
-        view.attention(last=view.new)
+        piece(windowed_attention.PAIR.name, view.attention)(last=view.new)
         return self.policy.observe(view, stats)
 
     def score(self, view: View, stats: Stats) -> Tensor:
@@ -62,6 +63,7 @@ def grid(texts: int = 6, tokens: int = CONTEXT) -> Workload:
 
 def _texts(texts: int, tokens: int, on: Setting) -> Iterator[object]:
     replay = vectorised_replay.PAIR.optimised if vectorised_replay.PAIR.name in on else vectorised_replay.PAIR.baseline
+    replay = piece(vectorised_replay.PAIR.name, replay)
     for seed in range(texts):
         ids = real.text_ids(tokens + FURTHER, seed)
         context, further = ids[:tokens], ids[tokens:]
@@ -79,8 +81,13 @@ def _shown(policy: Policy, on: Setting) -> Policy:
 
 
 def _logits(context: Tensor, further: Tensor, cells: Sequence[Cell], on: Setting) -> Tensor:
-    reads = [prefill(real.lm(), context) for _ in (cells[:1] if shared_prefill.PAIR.name in on else cells)]
-    if batched_forks.PAIR.name in on:
+    read = piece(shared_prefill.PAIR.name, prefill)
+    reads = [read(real.lm(), context) for _ in (cells[:1] if shared_prefill.PAIR.name in on else cells)]
+    return piece(batched_forks.PAIR.name, _decoded)(reads, further, cells, batched_forks.PAIR.name in on)
+
+
+def _decoded(reads: Sequence[Prefill], further: Tensor, cells: Sequence[Cell], batched: bool) -> Tensor:
+    if batched:
         return reads[-1].fork(cells).logits(further, chunk=1)
     alone = [read.fork([cell]).logits(further, chunk=1) for cell, read in zip(cells, cycle(reads), strict=False)]
     return torch.cat(alone)

@@ -17,6 +17,7 @@ from ..trace import Trace
 from ..view import View
 from . import real
 from .pair import Floor, Pair
+from .portions import piece
 
 LAYERS = (0, 1)
 POLICY = KeyNorm()
@@ -40,12 +41,15 @@ class Everything(Policy):
         return self.policy.needs
 
     def observe(self, view: View, stats: Stats) -> Stats:
+        piece(PAIR.name, self._compute)(view)
+        return self.policy.observe(view, stats)
+
+    def _compute(self, view: View) -> None:
         for name in ("keys", "values", "queries", "new_keys", "new_values", "age", "rank"):
             getattr(view, name)
         if self.attention:
             view.attention(last=view.new)
             view.received()
-        return self.policy.observe(view, stats)
 
     def score(self, view: View, stats: Stats) -> Float[Tensor, "heads n"]:
         return self.policy.score(view, stats)

@@ -16,6 +16,9 @@ from .same import first_difference
 
 RESAMPLES = 4_000
 SEPARATOR = " + "
+AGAIN = (
+    "nothing, once more"  # a setting in which no switch is on, as in all off: how far two runs of one thing lie apart
+)
 Setting = frozenset[str]
 Seconds = Float[np.ndarray, " steps"]
 
@@ -34,10 +37,10 @@ class Workload:
 
 
 def settings(switches: Sequence[str]) -> list[Setting]:
-    """All off, all on, each one alone, each one left out."""
+    """All off, all on, each one alone, each one left out; and all off once more, as AGAIN."""
     every = frozenset(switches)
     found = [frozenset(), every, *(frozenset([name]) for name in switches), *(every - {name} for name in switches)]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys([*found, frozenset([AGAIN])]))
 
 
 def twos(switches: Sequence[str]) -> list[Setting]:
@@ -59,7 +62,7 @@ def ablate(
     of the first setting; ValueError for a setting with a switch that the work does not have.
     """
     under = settings(workload.switches) if under is None else list(under)
-    if unknown := sorted(frozenset().union(*under) - set(workload.switches)):
+    if unknown := sorted(frozenset().union(*under) - {*workload.switches, AGAIN}):
         raise ValueError(f"{workload.name} has no switch {unknown[0]!r}; its switches: {', '.join(workload.switches)}")
     running = {on: workload.steps(on) for on in under}
     order, rows, step = random.Random(seed), [], 0
@@ -91,15 +94,15 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     """What each switch is worth to the whole, one row a workload and optimisation, with 95% intervals that draw steps.
 
     `alone` is all off over this one on, `left_out` all but this one on over all on: the speed-ups of the whole. `saved` is
-    what it saves alone in seconds, and `share` that over all off: by Amdahl's law no speed-up of this piece can save
-    more than the piece's share. `interaction` is alone over left out: above 1 where the others take over what it saves
+    what it saves alone in seconds, and `share` that over all off; what it could save at the most, `portions` clocks.
+    `interaction` is alone over left out: above 1 where the others take over what it saves
     alone, below 1 where it saves more beside them. `n` is the steps but for the first, the warm-up. Raises ValueError where
     a setting was not measured, and for one step.
     """
     found = []
     for name, rows in table.groupby("workload", sort=False):
         seconds = _wide(rows)
-        every = max(seconds.columns, key=lambda on: len(_parts(on)))
+        every = max((on for on in seconds if on != AGAIN), key=lambda on: len(_parts(on)))
         for switch in sorted(_parts(every)):
             columns = ["", every, switch, label(_parts(every) - {switch})]
             if missing := [on for on in columns if on not in seconds]:
@@ -107,14 +110,14 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
                     f"{name}: nothing was measured with {missing[0] or 'all off'}; ablate under settings()"
                 )
             off, on, alone, without = (seconds[column].to_numpy() for column in columns)
-            left, left_low, left_high = _ratio([alone], [off])
+            left, left_low, left_high = drawn_ratio([alone], [off])
             saved = (off - alone)[_draws(len(off))].sum(-1)
             figures = {
-                "alone": _ratio([off], [alone]),
-                "left_out": _ratio([without], [on]),
+                "alone": drawn_ratio([off], [alone]),
+                "left_out": drawn_ratio([without], [on]),
                 "saved": (float((off - alone).sum()), *map(float, np.quantile(saved, [0.025, 0.975]))),
                 "share": (1 - left, 1 - left_high, 1 - left_low),
-                "interaction": _ratio([off, on], [alone, without]),
+                "interaction": drawn_ratio([off, on], [alone, without]),
             }
             row = {"workload": name, "optimisation": switch, "off_seconds": off.sum(), "on_seconds": on.sum()}
             for figure, (value, low, high) in figures.items():
@@ -135,7 +138,7 @@ def speedups(table: pd.DataFrame) -> pd.DataFrame:
             off, took = seconds[""].to_numpy(), seconds[on].to_numpy()
             row = {"workload": name, "on": on, "seconds": took.sum()}
             found.append(
-                row | dict(zip(("speedup", "low", "high"), _ratio([off], [took]), strict=True)) | {"n": len(off)}
+                row | dict(zip(("speedup", "low", "high"), drawn_ratio([off], [took]), strict=True)) | {"n": len(off)}
             )
     return pd.DataFrame(found)
 
@@ -153,12 +156,12 @@ def interactions(table: pd.DataFrame) -> pd.DataFrame:
             one, other = sorted(_parts(both))
             off, a, b, ab = (seconds[on].to_numpy() for on in ("", one, other, both))
             row = {"workload": name, "one": one, "other": other}
-            together = dict(zip(("together", "low", "high"), _ratio([a, b], [off, ab]), strict=True))
+            together = dict(zip(("together", "low", "high"), drawn_ratio([a, b], [off, ab]), strict=True))
             found.append(row | together | {"n": len(off)})
     return pd.DataFrame(found)
 
 
-def _ratio(above: Sequence[Seconds], below: Sequence[Seconds]) -> tuple[float, float, float]:
+def drawn_ratio(above: Sequence[Seconds], below: Sequence[Seconds]) -> tuple[float, float, float]:
     """The product of the sums above over that of the sums below, with its 95% interval."""
 
     def of(steps: Int[np.ndarray, "*draws steps"]) -> Float[np.ndarray, "*draws"]:
@@ -168,12 +171,17 @@ def _ratio(above: Sequence[Seconds], below: Sequence[Seconds]) -> tuple[float, f
     return float(of(np.arange(len(above[0])))), float(low), float(high)
 
 
-def _wide(rows: pd.DataFrame) -> pd.DataFrame:
-    """Seconds with a row a step and a column a setting, the warm-up left out."""
+def without_warm_up(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of all steps but the first. Raises ValueError where there is no other."""
     first, last = rows["step"].min(), rows["step"].max()
     if first == last:
         raise ValueError(f"{rows['workload'].iloc[0]} has one step, which is the warm-up; do two or more")
-    return rows[rows["step"] > first].pivot_table(index="step", columns="on", values="seconds", sort=False)
+    return rows[rows["step"] > first]
+
+
+def _wide(rows: pd.DataFrame) -> pd.DataFrame:
+    """Seconds with a row a step and a column a setting, the warm-up left out."""
+    return without_warm_up(rows).pivot_table(index="step", columns="on", values="seconds", sort=False)
 
 
 def _parts(on: str) -> frozenset[str]:
