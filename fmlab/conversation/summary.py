@@ -143,7 +143,7 @@ class RollingSummary(Memory):
         for seed in range(self.tries if words >= LEAST else 0):
             said = self.write(self.lm, text, words, seed)
             tokens = tokens_of("user", HEADING + said, self.lm.tokenizer)
-            wrong = unsupported(said, text)
+            wrong = unsupported(said, text, self.lm.tokenizer)
             if said and not wrong and tokens <= room:
                 self.counts.written += 1
                 return Span(HEADING + said, tokens, "user", sources)
