@@ -141,6 +141,19 @@ def test_bad_input_is_refused():
             AnswerLogProb(fm.tiny(), wrong)
 
 
+def test_a_window_longer_than_the_context_is_refused():
+    lm = fm.tiny(max_position_embeddings=128)
+    made = [Span("x" * 40, 47, "user", (turn,)) for turn in range(3)]
+    for log_prob, fits in ((QuestionLogProb(lm), 100), (AnswerLogProb(lm, 60), 50)):
+        with pytest.raises(
+            fm.BudgetError, match="window=141: .* > the context of 128 tokens of tiny .* smaller window"
+        ):
+            Ablation(70, log_prob, window=141).select(made, "Where?")
+        assert len(Ablation(70, log_prob, window=fits).select(made, "Where?")) == 1
+    with pytest.raises(fm.BudgetError, match="window=100: messages, question and answer are"):
+        Ablation(70, log_prob, window=100).select(made, "Where?")
+
+
 @pytest.mark.real
 def test_a_planted_fact_is_found_by_log_probability_alone(lm):
     said = [

@@ -101,6 +101,19 @@ def test_bad_input_is_refused(tiny):
         Importance(40, tiny).select(spans(TALK, tiny.tokenizer), " ")
 
 
+def test_a_window_longer_than_the_context_is_refused():
+    lm = fm.tiny(max_position_embeddings=128)
+    made = [Span("x" * 60, 67, "user", (turn,)) for turn in range(3)]
+    for window in (140, 200):  # the second exceeds it without the question
+        with pytest.raises(
+            fm.BudgetError, match=f"window={window}: .* > the context of 128 tokens of tiny .* smaller window"
+        ):
+            Importance(70, lm, window=window).select(made, "Where?")
+    assert len(Importance(70, lm, window=70).select(made, "Where?")) == 1
+    with pytest.raises(fm.BudgetError, match="window=70: .* > the context of 128 tokens"):
+        Importance(70, lm, window=70).select(made, "Where? " * 10)
+
+
 @pytest.mark.real
 def test_planted_facts_are_found_wherever_they_stand(lm):
     said = [text for fact in PLANTED for text in (*FILLER, fact)] + FILLER

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..language import LanguageModel
 from .importance import newest
 from .memory import Memory, Spans
-from .reading import runs, written
+from .reading import check_context, mended, runs, written
 from .span import Span
 
 LEFT_OUT = "…"  # stands for what a span said, so that who spoke when stays as it was
@@ -38,7 +38,8 @@ class QuestionLogProb:
 
     @torch.no_grad()
     def __call__(self, context: str, question: str) -> float:
-        """The sum over the question's tokens and the marks after it. Raises ValueError where either says nothing."""
+        """The sum over the question's tokens and the marks after it. Raises ValueError where either says nothing, and
+        BudgetError where both are longer than the model's context."""
         return _log_prob(self.lm, *self.lm.prompt(context, question))
 
 
@@ -57,13 +58,15 @@ class AnswerLogProb:
             raise ValueError(f"max_new_tokens={self.max_new_tokens!r:.40}; give a number of tokens, 1 or more")
 
     def __call__(self, context: str, question: str) -> float:
-        """Of the answer to this very context: the sum over its tokens. Raises ValueError where either says nothing."""
+        """Of the answer to this very context: the sum over its tokens. Raises ValueError where either says nothing, and
+        BudgetError where both and the answer are longer than the model's context."""
         return self.begin(context, question)(context, question)
 
     @torch.no_grad()
     def begin(self, context: str, question: str) -> LogProb:
         """Answers from this context, and gives the log-probability of that answer after any context."""
         ids = torch.cat(self.lm.prompt(context, question))[None]
+        check_context(self.lm, ids.shape[1] + self.max_new_tokens, "messages, question and answer")
         answer = self.lm.model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=self.max_new_tokens, do_sample=False
         )[0, ids.shape[1] :]
@@ -89,7 +92,8 @@ class Ablation(Memory):
     arXiv:2409.00729); or a function of yours. One that has a `begin` as `AnswerLogProb` has is shown the window first.
 
     That takes one reading of a window for every span in it, and one more: for each query some 100 times the work of
-    `Importance`. The scores are kept for other budgets.
+    `Importance`. The scores are kept for other budgets. The lab's own scorers raise BudgetError where a window and what
+    is asked of it are longer than the model's context.
     """
 
     reads_query = True
@@ -105,7 +109,10 @@ class Ablation(Memory):
     def score(self, spans: Spans, query: str | None) -> Float[np.ndarray, " spans"]:
         """Nats a token that the question, or the answer, loses without each span."""
         asked = newest(spans) if query is None else query
-        return np.array(_scores(self.log_prob, tuple(spans), asked, self.window) if asked else [0.0] * len(spans))
+        if not asked:
+            return np.zeros(len(spans))
+        with mended("window", self.window, "give a smaller window, shorter messages"):
+            return np.array(_scores(self.log_prob, tuple(spans), asked, self.window))
 
 
 @lru_cache(maxsize=1024)
@@ -124,5 +131,6 @@ def _scores(log_prob: LogProb, spans: tuple[Span, ...], question: str, tokens: i
 
 def _log_prob(lm: LanguageModel, before: Int[Tensor, " before"], said: Int[Tensor, " said"]) -> float:
     """What the model gives to the tokens that are said after others."""
+    check_context(lm, len(before) + len(said), "messages, question and what is said")
     logits = lm.model(input_ids=torch.cat([before, said])[None], logits_to_keep=len(said) + 1).logits[0, :-1]
     return float(logits.float().log_softmax(-1).gather(1, said[:, None]).sum())
