@@ -129,7 +129,8 @@ def test_it_asks_a_local_model():
     log_prob = QuestionLogProb(lm)
     first = log_prob(f"user: {TALK[0]['content']}", "Where?") - log_prob("user: …", "Where?")
     assert scores[0] == pytest.approx(max(0, first) / made[0].tokens) and np.isfinite(scores).all()
-    assert memory.select(made) == memory.select(made, TALK[-1]["content"])
+    for nothing in (None, "", " \n"):
+        assert memory.select(made, nothing) == memory.select(made, TALK[-1]["content"])
     assert Ablation(60, log_prob) == Ablation(60, QuestionLogProb(lm)) and memory.select([]) == []
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..language import LanguageModel
 from .importance import newest
 from .memory import Memory, Spans
-from .reading import check_context, mended, runs, written
+from .reading import check_context, check_model, mended, runs, written
 from .span import Span
 
 LEFT_OUT = "…"  # stands for what a span said, so that who spoke when stays as it was
@@ -36,6 +36,9 @@ class QuestionLogProb:
 
     lm: LanguageModel
 
+    def __post_init__(self) -> None:
+        check_model(self.lm)
+
     @torch.no_grad()
     def __call__(self, context: str, question: str) -> float:
         """The sum over the question's tokens and the marks after it. Raises ValueError where either says nothing, and
@@ -54,6 +57,7 @@ class AnswerLogProb:
     max_new_tokens: int = 32
 
     def __post_init__(self) -> None:
+        check_model(self.lm)
         if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens!r:.40}; give a number of tokens, 1 or more")
 
@@ -83,8 +87,8 @@ class Ablation(Memory):
 
     For a model whose attention is out of reach. A token of a span is worth what the log-probability falls by when "…"
     stands for the span, divided by the span's tokens, and 0 where it rises. The spans are read in windows of `window`
-    tokens, so that each is weighed against its neighbours only. Without a query the newest span that says something
-    stands in.
+    tokens, so that each is weighed against its neighbours only. Without a query, or for one that says nothing, the newest
+    span that says something stands in.
 
     `log_prob(context, question)` is `QuestionLogProb(lm)`, in which the likelihood of the question stands for that of an
     answer (query likelihood, Ponte and Croft 1998); `AnswerLogProb(lm)`, the likelihood of what the model answers from
@@ -103,12 +107,17 @@ class Ablation(Memory):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not callable(self.log_prob):
+            raise TypeError(
+                f"log_prob={self.log_prob!r:.60} cannot be called; give a function of (context, question), such as "
+                "QuestionLogProb(fm.load())"
+            )
         if self.window < 1:
             raise ValueError(f"window={self.window}; give a number of tokens, 1 or more")
 
     def score(self, spans: Spans, query: str | None) -> Float[np.ndarray, " spans"]:
         """Nats a token that the question, or the answer, loses without each span."""
-        asked = newest(spans) if query is None else query
+        asked = query if query and query.strip() else newest(spans)
         if not asked:
             return np.zeros(len(spans))
         with mended("window", self.window, "give a smaller window, shorter messages"):

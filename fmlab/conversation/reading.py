@@ -82,6 +82,12 @@ def written(spans: Sequence[Span]) -> tuple[str, list[tuple[int, int]]]:
     return text[:-1], places
 
 
+def check_model(lm: object) -> None:
+    """Raise TypeError for what is no model."""
+    if not isinstance(lm, LanguageModel):
+        raise TypeError(f"lm={lm!r:.60} is no LanguageModel; give a model that is loaded, such as fm.load()")
+
+
 def context_of(lm: LanguageModel) -> int | None:
     """How many tokens the model was made to read at once; None where it does not say."""
     return getattr(lm.model.config.get_text_config(decoder=True), "max_position_embeddings", None)

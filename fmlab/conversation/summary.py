@@ -13,7 +13,7 @@ from ..language import LanguageModel
 from .facts import unsupported
 from .memory import Memory, Spans
 from .packing import greedy
-from .reading import check_context, context_of, mended
+from .reading import check_context, check_model, context_of, mended
 from .sentences import sentence_ends
 from .span import SYSTEM, Span, tokens_of
 
@@ -98,6 +98,7 @@ class RollingSummary(Memory):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_model(self.lm)
         if not 0 < self.keep < 1 or self.tries < 1:
             raise ValueError(f"keep={self.keep}, tries={self.tries}; give a share between 0 and 1, and 1 try or more")
         if self.exact:
