@@ -1,5 +1,6 @@
 """A conversation as spans, each with what it costs in the prompt, and the prompt that spans make."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 SYSTEM = "system"
+HALF = re.compile(r"[\ud800-\udfff]")
 Message = Mapping[str, str]
 
 
@@ -129,10 +131,14 @@ def _cost_before(role: str, tokenizer: PreTrainedTokenizerBase, template: str) -
     return _count(rendered(_before(role), tokenizer, answering=False), tokenizer)
 
 
+def half_character(text: str) -> int | None:
+    """The first place at which a text has half a character, a surrogate, which is no text to a tokenizer."""
+    found = HALF.search(text)
+    return None if found is None else found.start()
+
+
 def _count(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as reason:  # a tokenizer would only say that this is no text
-        near = text[max(0, reason.start - 20) : reason.end + 20]
-        raise ValueError(f"{text[reason.start]!r} in {near!r} is half a character; give whole ones") from reason
+    if (place := half_character(text)) is not None:
+        near = text[max(0, place - 20) : place + 21]
+        raise ValueError(f"{text[place]!r} in {near!r} is half a character; give whole ones")
     return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
