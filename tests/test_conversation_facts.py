@@ -63,6 +63,7 @@ def test_days_of_a_month_are_pairs(text, found):
         ("the bass of Jean-Luc", {"jean-luc"}),
         ("Maria came. Berlin is far: Later, they left.\nDiscussed it. Don't they? Well, I'm off.", {"maria", "berlin"}),
         ("Rose came. Here is Rose, Rose and “Rose”", {"rose"}),
+        ("Yes, can't we? Can't! Won't they? Oh! Mr Zoë", {"zoë"}),
         ("Rose came. Two came. The 3rd came. It's done. He'd go.", set()),
     ],
 )

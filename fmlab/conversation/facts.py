@@ -26,7 +26,8 @@ SHORT = {name[:length]: name for name in (*MONTHS, *DAYS) for length in (3, 4)} 
     "thurs": "thursday",
     "tues": "tuesday",
 }
-OPENERS = ENGLISH_STOP_WORDS | {*VALUES, *ORDINALS, "minus", "ca", "wo"}  # the last two of can't and won't
+# begin sentences and are no names; "ca" and "wo" are of can't and won't
+OPENERS = ENGLISH_STOP_WORDS | {*VALUES, *ORDINALS, "minus", "yes", "oh", "mr", "mrs", "ca", "wo"}
 
 
 def _one_of(words: Iterable[str]) -> str:
