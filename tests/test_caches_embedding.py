@@ -107,3 +107,11 @@ def test_what_is_no_list_of_texts_is_named():
     with pytest.raises(TypeError, match="3"):
         cache.encode(["abc", 3])
     assert cache.encoder.calls == []
+
+
+def test_its_repr_stays_the_same_whatever_it_is_asked():
+    encoder = Letters()
+    cache = EmbeddingCache(encoder)
+    label = repr(cache)
+    cache.encode(["a", "b", "a"])
+    assert repr(cache) == label == f"EmbeddingCache({encoder!r})" and cache.hits == 1

@@ -207,7 +207,7 @@ def test_a_defect_is_named_with_the_file_its_place_and_field(tmp_path, plant, sa
     if said is None:
         assert len(load(tmp_path, given).questions) == 5
     else:
-        with pytest.raises(ValueError, match=rf"cat\.json: .*{said}"):
+        with pytest.raises(ValueError, match=rf"cat\.json(, line \d+)?: .*{said}"):
             load(tmp_path, given)
 
 
@@ -217,13 +217,50 @@ def test_what_is_no_dialogue_is_refused_with_the_file(tmp_path):
         ("[]", r"the file is \[\]"),
         ('{"name": 1}', "about: missing"),
     ):
-        with pytest.raises(ValueError, match=rf"cat\.json: .*{said}"):
+        with pytest.raises(ValueError, match=rf"cat\.json(, line \d+)?: .*{said}"):
             load(tmp_path, text)
     (tmp_path / "cat.json").write_bytes(b'{"name": "\xff"}')
-    with pytest.raises(ValueError, match=r"cat\.json: .*utf-8"):
+    with pytest.raises(ValueError, match=r"cat\.json, line 1: .*utf-8"):
         load_dialogue(tmp_path / "cat.json")
     with pytest.raises(FileNotFoundError):
         load_dialogue(tmp_path / "dog.json")
+
+
+@pytest.mark.parametrize(
+    ("plant", "marked", "said"),
+    [
+        (lambda d: d["sessions"][1]["turns"][1].update(content=" "), ("sessions", 1, "turns", 1), "turn 5, content"),
+        (lambda d: d["sessions"][1].pop("when"), ("sessions", 1), "session 1, when: missing"),
+        (lambda d: d["questions"][2].update(evidence=[99]), ("questions", 2), "question 2, evidence"),
+        (lambda d: d["questions"][2].update(kind=5), ("questions", 2), "question 2, kind: 5 is no str"),
+        (lambda d: d["questions"][2]["superseded"].update(answer=5), ("questions", 2), "superseded, answer: 5"),
+    ],
+    ids=str,
+)
+def test_a_defect_is_named_with_the_line_where_its_session_turn_or_question_begins(tmp_path, plant, marked, said):
+    given = sound()
+    plant(given)
+    text = json.dumps(given, indent=1)
+    place = given
+    for step in marked:
+        place = place[step]
+    place["mark"] = "HERE"
+    lines = json.dumps(given, indent=1).splitlines()
+    marks = next(number for number, line in enumerate(lines, start=1) if "HERE" in line)
+    depth = len(lines[marks - 1]) - len(lines[marks - 1].lstrip())
+    begins = max(n for n, line in enumerate(lines[:marks], start=1) if line == " " * (depth - 1) + "{")
+    with pytest.raises(ValueError, match=rf"cat\.json, line {begins}: .*{said}"):
+        load(tmp_path, text)
+
+
+def test_what_is_no_json_is_named_with_its_line(tmp_path):
+    with pytest.raises(ValueError, match=r"cat\.json, line 3: Expecting value"):
+        load(tmp_path, '{\n"name":\n, 5}')
+    (tmp_path / "cat.json").write_bytes(b'{\n\n"name": "\xff"}')
+    with pytest.raises(ValueError, match=r"cat\.json, line 3: .*utf-8"):
+        load_dialogue(tmp_path / "cat.json")
+    with pytest.raises(ValueError, match=r"cat\.json: "):
+        load(tmp_path, "[" * 100_000)
 
 
 def test_every_defect_is_counted(tmp_path):

@@ -166,6 +166,12 @@ CUT = "7 characters in 2 pieces of the answer had come"
             {},
             rf"what it sent cannot be read \(content: '\\ud83d'\); {CUT}",
         ),
+        (
+            (STREAM, event(""), event(finish="length"), event(choices=[]), DONE),
+            {},
+            "its answer has no text .finish_reason 'length'.; nothing of the answer had come",
+        ),
+        ((STREAM, event(finish="content_filter")), {}, "no text .finish_reason 'content_filter'."),
         ((STREAM, *WHOLE[:2]), {"then": b"", "hosted": {"timeout": 0.3}}, f"silent for 0.3 s; {CUT}"),
         ((STREAM, *WHOLE[:2]), {"then": b": ping\n\n", "hosted": {"limit": 0.4}}, f"not done within 0.4 s; {CUT}"),
         ((STREAM,), {"then": event("x"), "hosted": {"limit": 0.4}}, "not done within 0.4 s; .* characters in"),
@@ -215,6 +221,10 @@ def test_a_turn_after_one_that_broke_off_is_as_if_it_had_not_been():
         before = (chat.messages, chat.stats, chat.kept)
         server.pieces = (STREAM, *WHOLE[:1])
         with pytest.raises(HostedError, match="3 characters in 1 pieces"):
+            chat.send("Still there?")
+        assert (chat.messages, chat.stats, chat.kept) == before
+        server.pieces = (STREAM, *WHOLE[2:], DONE)
+        with pytest.raises(HostedError, match="no text .finish_reason 'stop'."):
             chat.send("Still there?")
         assert (chat.messages, chat.stats, chat.kept) == before
         server.pieces = (STREAM, *WHOLE)

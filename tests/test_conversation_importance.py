@@ -79,7 +79,8 @@ def test_asking_nothing_leaves_every_span_as_it_is(tiny):
 def test_without_a_query_the_newest_words_ask(tiny):
     made = spans([*TALK, {"role": "user", "content": " "}], tiny.tokenizer)
     memory = Importance(60, tiny)
-    assert memory.select(made) == memory.select(made, TALK[-1]["content"])
+    for nothing in (None, "", " \n"):
+        assert memory.select(made, nothing) == memory.select(made, TALK[-1]["content"])
     silent = spans([{"role": "user", "content": ""}] * 2, tiny.tokenizer)
     assert memory.score(silent, None).tolist() == [0, 0]
 
@@ -97,8 +98,19 @@ def test_what_was_read_is_not_read_again(monkeypatch):
 def test_bad_input_is_refused(tiny):
     with pytest.raises(ValueError, match="window=0; give a number"):
         Importance(10, tiny, window=0)
-    with pytest.raises(ValueError, match="must say something"):
-        Importance(40, tiny).select(spans(TALK, tiny.tokenizer), " ")
+
+
+def test_a_window_longer_than_the_context_is_refused():
+    lm = fm.tiny(max_position_embeddings=128)
+    made = [Span("x" * 60, 67, "user", (turn,)) for turn in range(3)]
+    for window in (140, 200):  # the second exceeds it without the question
+        with pytest.raises(
+            fm.BudgetError, match=f"window={window}: .* > the context of 128 tokens of tiny .* smaller window"
+        ):
+            Importance(70, lm, window=window).select(made, "Where?")
+    assert len(Importance(70, lm, window=70).select(made, "Where?")) == 1
+    with pytest.raises(fm.BudgetError, match="window=70: .* > the context of 128 tokens"):
+        Importance(70, lm, window=70).select(made, "Where? " * 10)
 
 
 @pytest.mark.real

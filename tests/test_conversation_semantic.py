@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import fmlab as fm
+from fmlab.caches import EmbeddingCache
 from fmlab.conversation import Random, Semantic, Sliding, Span, TokenEmbeddings
 from fmlab.conversation.semantic import _turns
 
@@ -112,3 +113,13 @@ def test_parameters_are_checked(wrong, said):
 def test_what_is_no_encoder_is_refused():
     with pytest.raises(TypeError, match="'minilm' is no encoder; give an object with encode"):
         Semantic(5, "minilm")
+
+
+def test_a_chat_with_a_cached_encoder_is_one_stretch():
+    lm = fm.tiny()
+    chat = fm.ChatSession(lm, Semantic(200, EmbeddingCache(TokenEmbeddings(lm))), max_new_tokens=4)
+    for turn in range(3):
+        chat.send(f"Question {turn}?")
+    assert chat.memory.encoder.misses > 0
+    assert [stretch.messages for stretch in chat.stretches] == [6]
+    assert chat.stretches[0].memory == repr(chat.memory)

@@ -6,7 +6,7 @@ import torch
 import fmlab as fm
 from fmlab.conversation import RollingSummary, Span, spans
 from fmlab.conversation.facts import unsupported
-from fmlab.conversation.summary import HEADING, write_summary
+from fmlab.conversation.summary import HEADING, REQUEST, write_summary
 from fmlab.conversation.template import tokens_of
 
 
@@ -109,6 +109,30 @@ def test_a_turn_larger_than_the_budget_is_summed_up_or_left_out(tiny, budget):
     kept = memory.select(made)
     assert total(kept) <= budget and [span.text for span in kept] == [HEADING + "idle words"] * (budget == 300)
     assert memory.select([]) == []
+
+
+@pytest.mark.parametrize("context", [420, 700])
+def test_the_model_is_given_no_more_than_its_context_holds(context):
+    lm, read = fm.tiny(max_position_embeddings=context), []
+
+    def write(lm, text, tokens, seed):
+        read.append((text, sum(map(len, lm.prompt(text, REQUEST.format(words=max(5, tokens * 2 // 3))))) + tokens))
+        return "idle words" if len(read) % 5 else ""
+
+    long = Span("".join(f"{number} 🙂" for number in range(400)), 3_300, "user", (6,))
+    memory = RollingSummary(300, lm, write=write)
+    assert total(memory.select([*talk(lm, 6), long, *talk(lm, 6)])) <= 300
+    assert max(tokens for _, tokens in read) <= context and len(read) > 3300 / context
+    assert all(any(f" {number} " in text.replace("🙂", " ") for text, _ in read) for number in (1, 150, 390))
+    assert total(RollingSummary(300, lm).select(talk(lm, 12))) <= 300  # and it writes by itself
+
+
+def test_where_the_context_has_no_room_for_a_summary_it_says_so():
+    lm = fm.tiny(max_position_embeddings=150)
+    with pytest.raises(
+        fm.BudgetError, match="budget=300: text and summary are .* context of 150 tokens .* smaller budget"
+    ):
+        RollingSummary(300, lm).select(talk(lm, 12))
 
 
 def test_the_tiny_model_writes_and_the_same_again(tiny):

@@ -59,3 +59,7 @@ class EmbeddingCache(Remembering):
             )
         self._width = given.shape[1]
         return [row.astype(np.float32) for row in given]  # copies: a row that is kept does not keep its batch
+
+    def __repr__(self) -> str:
+        """Without counts: it stands in the label of a memory, which stays the same from turn to turn."""
+        return f"EmbeddingCache({self.encoder!r})"

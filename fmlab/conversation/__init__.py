@@ -6,6 +6,7 @@ __getattr__, __dir__ = lazily(
     __name__,
     {
         "Ablation": "ablation",
+        "AnswerLogProb": "ablation",
         "BM25": "lexical",
         "ChatSession": "chat",
         "CheckpointError": "checkpoint",

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..core import BudgetError
 from ..language import LanguageModel, Spelling
+from .reading import context_of
 from .span import Span
 from .state import Cost
 
@@ -43,8 +44,7 @@ class Carried:
         At least the prompt's last token is computed, for its logits. Raises BudgetError, before anything is computed,
         where prompt and answer are longer than the context that the model was made for.
         """
-        config = self.lm.model.config.get_text_config(decoder=True)
-        context = getattr(config, "max_position_embeddings", None)
+        context = context_of(self.lm)
         if context is not None and len(ids) + max_new_tokens > context:
             raise BudgetError(
                 f"{len(ids)} tokens of prompt and {max_new_tokens} of answer exceed the context of {context} tokens of "

@@ -5,6 +5,7 @@ import time
 from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from .memory import Spans
@@ -33,7 +34,7 @@ class Deadline:
     raises in time is raised; what a late one raises is dropped with it.
 
     The bound is on the waiting: `otherwise` takes its own time on top. Both keep to one budget. Raises ValueError for
-    budgets that differ and for seconds that are no positive number.
+    budgets that differ and for seconds that are no positive number, TypeError for what is no memory.
     """
 
     memory: Any
@@ -44,7 +45,16 @@ class Deadline:
     _turn: Any = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.seconds, bool) or not 0 < self.seconds < threading.TIMEOUT_MAX:
+        for name in ("memory", "otherwise"):
+            if not callable(getattr(memory := getattr(self, name), "select", None)):
+                raise TypeError(
+                    f"{name}={memory!r:.60} has no select(spans, query); give a memory such as Sliding(1024)"
+                )
+        if (
+            isinstance(self.seconds, bool)
+            or not isinstance(self.seconds, Real)
+            or not 0 < self.seconds < threading.TIMEOUT_MAX
+        ):
             raise ValueError(f"seconds={self.seconds!r:.40}; give how long to wait, more than 0")
         budgets = [getattr(memory, "budget", None) for memory in (self.memory, self.otherwise)]
         if budgets[0] != budgets[1]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import datafile
+from ..lines import json_places
 from ..texts import THIRDS, third_of
 from .question import KINDS, Question, Superseded, answered, stands, words
 
@@ -70,16 +72,36 @@ def dialogues() -> tuple[Dialogue, ...]:
 def load_dialogue(path: str | os.PathLike[str]) -> Dialogue:
     """A dialogue from its JSON file, in which every answer is proved to stand in its evidence (`check`).
 
-    Raises ValueError naming the file, the session, turn or question (all counted from 0; turns over all sessions) and
-    the field; FileNotFoundError where there is no file.
+    Raises ValueError naming the file, the line on which it is no JSON or on which the wrong session, turn or question
+    begins (all counted from 0; turns over all sessions) and the field; FileNotFoundError where there is no file.
     """
+    raw = Path(path).read_bytes()
     try:
-        dialogue = _dialogue(json.loads(Path(path).read_text("utf-8")))
+        dialogue = _dialogue(json.loads(raw.decode("utf-8")))
         if wrong := check(dialogue, each_third=0):
             raise ValueError(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
     except (ValueError, RecursionError) as error:  # of JSON and of UTF-8 too
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}{_line(raw, error)}: {error}") from error
     return dialogue
+
+
+def _line(raw: bytes, error: Exception) -> str:
+    """Where in a file an error is: ", line 7", or nothing where it is in no one place."""
+    if isinstance(error, UnicodeDecodeError):
+        before = raw.count(b"\n", 0, error.start)
+        return f", line {before + 1}"
+    if isinstance(error, json.JSONDecodeError):
+        return f", line {error.lineno}"
+    if not (place := re.match(r"(session|question) (\d+)(?:, turn (\d+))?", str(error))):
+        return ""
+    given, lines = json_places(raw.decode("utf-8"))
+    kind, number, turn = place[1], int(place[2]), place[3]
+    found = [given[f"{kind}s"][number]]
+    if turn is not None:
+        before = sum(len(session["turns"]) for session in given["sessions"][:number])
+        found.append(found[0]["turns"][int(turn) - before])
+    known = [lines[id(each)] for each in found if id(each) in lines]
+    return f", line {known[-1]}" if known else ""
 
 
 def check(dialogue: Dialogue, count: Callable[[str], int] = len, each_third: int = 5) -> list[str]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .span import Span, said
 from .state import Cost
+from .template import half_character
 
 
 class HostedError(OSError):
@@ -68,7 +69,8 @@ class Hosted:
     def answer(self, selected: Sequence[Span], ids: list[int], max_new_tokens: int) -> Generator[str, None, Cost]:
         """The pieces of the answer to a prompt as the server sends them, and at the end what it reports of the cost.
 
-        Raises HostedError where the server refuses, cannot be reached, is silent too long, or breaks off.
+        Raises HostedError where the server refuses, cannot be reached, is silent too long, breaks off, or ends its answer
+        without a text.
         """
         openai = _openai()
         body = {
@@ -89,8 +91,10 @@ class Hosted:
             raise self._failed(answer, start, f"what it sent is no JSON ({reason})") from reason
         except (UnicodeDecodeError, _Malformed) as reason:
             raise self._failed(answer, start, f"what it sent cannot be read ({reason})") from reason
-        if not answer.ended:
+        if answer.finish is None:
             raise self._failed(answer, start, "the connection ended before the answer")
+        if not answer.characters:
+            raise self._failed(answer, start, f"its answer has no text (finish_reason {answer.finish!r:.40})")
         return answer.cost(len(ids))
 
     def _read(self, openai: ModuleType, body: dict[str, Any], answer: "_Answer") -> Iterator[str]:
@@ -131,7 +135,7 @@ class _Answer:
 
     def __init__(self) -> None:
         self.chunks = self.characters = 0
-        self.ended = False
+        self.finish: Any = None
         self.usage: Any = None
 
     def read(self, stream: Any) -> Iterator[str]:
@@ -142,12 +146,13 @@ class _Answer:
                 raise _Malformed(f"choices: {choices!r:.40}")
             for choice in choices:
                 if text := getattr(getattr(choice, "delta", None), "content", None):
-                    if not isinstance(text, str) or not _whole(text):
+                    if not isinstance(text, str) or half_character(text) is not None:
                         raise _Malformed(f"content: {text!r:.40}")
                     self.chunks += 1
                     self.characters += len(text)
                     yield text
-                self.ended = self.ended or getattr(choice, "finish_reason", None) is not None
+                if (reason := getattr(choice, "finish_reason", None)) is not None:
+                    self.finish = reason
 
     def cost(self, counted: int) -> Cost:
         """What the server says it took; what it leaves out, or what cannot be, is not known."""
@@ -158,11 +163,6 @@ class _Answer:
             reused = None
         prefilled = None if reused is None else prompt - reused
         return Cost(prompt, prefilled, reused, said=_count(self.usage, "completion_tokens"))
-
-
-def _whole(text: str) -> bool:
-    """Whether a text has no half of a character."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _count(usage: Any, name: str) -> int | None:

@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from jaxtyping import Float
 
 from .memory import Memory, Spans, scores_of
+
+PAIRS = "give (memory, weight) pairs, such as ((Sliding(512), 1.0), (Random(512), 0.5))"
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,15 @@ class Hybrid(Memory):
     def __post_init__(self) -> None:
         Memory.__post_init__(self)
         if not self.parts:
-            raise ValueError("parts=(); give (memory, weight) pairs, such as ((Sliding(512), 1.0), (Random(512), 0.5))")
-        for part, weight in self.parts:
-            if not (math.isfinite(weight) and weight > 0):
-                raise ValueError(f"weight {weight} of {part!r:.60}; give a number above 0, or leave the part out")
+            raise ValueError(f"parts=(); {PAIRS}")
+        if not isinstance(self.parts, tuple):
+            raise TypeError(f"parts={self.parts!r:.60}; {PAIRS}")
+        for pair in self.parts:
+            if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], Memory):
+                raise TypeError(f"{pair!r:.60} among the parts; {PAIRS}")
+            part, weight = pair
+            if not (isinstance(weight, Real) and math.isfinite(weight) and weight > 0):
+                raise ValueError(f"weight {weight!r:.40} of {part!r:.60}; give a number above 0, or leave the part out")
 
     @property
     def reads_query(self) -> bool:

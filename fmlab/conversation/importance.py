@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..language import LanguageModel
 from .memory import Memory, Spans
-from .reading import Window, attention, read, runs
+from .reading import Window, attention, check_model, mended, read, runs
 from .span import Span
 
 NOTHING = "N/A"  # a question without content
@@ -29,10 +29,10 @@ class Importance(Memory):
     tokens the mean of the best 8, so that long spans win nothing by their length; a shorter span is filled up with 1. A
     ratio has no unit, so that windows compare, and the windows do not see each other.
 
-    Without a query, the newest span that says something is asked in its place: query-blind. With
+    Without a query, or with one that says nothing, the newest span that says something is asked in its place: query-blind. With
     SmolLM2-135M that found no more than chance of what was asked for later, and neither did attention that is not
     calibrated, even with the query. A window is read once, the scores are kept for other budgets; the last conversation
-    is held as a KV cache (`held`).
+    is held as a KV cache (`held`). Raises BudgetError where a window and the question are longer than the model's context.
     """
 
     reads_query = True
@@ -42,13 +42,17 @@ class Importance(Memory):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_model(self.lm)
         if self.window < 1:
             raise ValueError(f"window={self.window}; give a number of tokens, 1 or more")
 
     def score(self, spans: Spans, query: str | None) -> Float[np.ndarray, " spans"]:
         """How many times more attention than for no question, of the best tokens of each span."""
-        asked = newest(spans) if query is None else query
-        return np.array(_scores(self.lm, tuple(spans), asked, self.window) if asked else [0.0] * len(spans))
+        asked = query if query and query.strip() else newest(spans)
+        if not asked:
+            return np.zeros(len(spans))
+        with mended("window", self.window, "give a smaller window, shorter messages"):
+            return np.array(_scores(self.lm, tuple(spans), asked, self.window))
 
 
 def newest(spans: Spans) -> str | None:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import ClassVar
 
 import numpy as np
@@ -32,8 +33,9 @@ class Memory(ABC):
     exact: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        if isinstance(self.budget, bool) or not isinstance(self.budget, int) or self.budget < 1:
+        if isinstance(self.budget, bool) or not hasattr(self.budget, "__index__") or self.budget < 1:
             raise BudgetError(f"budget={self.budget!r:.40}; give a number of tokens, 1 or more")
+        object.__setattr__(self, "budget", index(self.budget))  # NumPy's integers too
 
     @abstractmethod
     def score(self, spans: Spans, query: str | None) -> Float[np.ndarray, " spans"]:

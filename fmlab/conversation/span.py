@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -31,14 +32,16 @@ class Span:
             raise TypeError(
                 f"text={self.text!r:.40}, role={self.role!r:.40}; a span has a text and the role of who said it"
             )
-        if isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or self.tokens < 0:
+        if isinstance(self.tokens, bool) or not hasattr(self.tokens, "__index__") or self.tokens < 0:
             raise ValueError(
                 f"tokens={self.tokens!r:.40} of the span {self.text!r:.40}; give its number of tokens, 0 or more"
             )
-        if not isinstance(self.sources, tuple) or not all(isinstance(turn, int) for turn in self.sources):
+        if not isinstance(self.sources, tuple) or not all(hasattr(turn, "__index__") for turn in self.sources):
             raise TypeError(
                 f"sources={self.sources!r:.40} of the span {self.text!r:.40}; give a tuple of turns, such as (3,)"
             )
+        object.__setattr__(self, "tokens", index(self.tokens))  # NumPy's integers too
+        object.__setattr__(self, "sources", tuple(map(index, self.sources)))
 
 
 def spans(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[Span]:

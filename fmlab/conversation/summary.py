@@ -13,6 +13,7 @@ from ..language import LanguageModel
 from .facts import unsupported
 from .memory import Memory, Spans
 from .packing import greedy
+from .reading import check_context, check_model, context_of, mended
 from .sentences import sentence_ends
 from .span import Span
 from .template import SYSTEM, tokens_of
@@ -23,6 +24,8 @@ REQUEST = (
     "add nothing."
 )
 PIECE = 2_048  # tokens of conversation in a block at most, but for its last turn
+SPARE = 32  # tokens for what is spelled with more of them when it is cut in pieces
+WRITTEN = 4  # a summary is written with at most this part of the model's context
 LEAST = 8  # tokens in which nothing can be summed up
 TEMPERATURE = 0.7  # of every try but the first
 
@@ -47,10 +50,12 @@ class SummaryCounts:
 def write_summary(lm: LanguageModel, text: str, tokens: int, seed: int) -> str:
     """What the model says when asked to sum up a text in at most so many tokens; seed 0 is greedy, others are sampled.
 
-    A sentence that the tokens cut short is left out. The same arguments give the same words.
+    A sentence that the tokens cut short is left out. The same arguments give the same words. Raises BudgetError where
+    text and summary are longer than the model's context.
     """
-    context, request = lm.prompt(text, REQUEST.format(words=max(5, tokens * 2 // 3)))
+    context, request = lm.prompt(text, _request(tokens))
     ids = torch.cat([context, request])[None]
+    check_context(lm, ids.shape[1] + tokens, "text and summary")
     chance = {"do_sample": False} if seed == 0 else {"do_sample": True, "temperature": TEMPERATURE}
     with torch.random.fork_rng(devices=[lm.model.device] if lm.model.device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -94,6 +99,7 @@ class RollingSummary(Memory):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_model(self.lm)
         if not 0 < self.keep < 1 or self.tries < 1:
             raise ValueError(f"keep={self.keep}, tries={self.tries}; give a share between 0 and 1, and 1 try or more")
         if self.exact:
@@ -106,7 +112,8 @@ class RollingSummary(Memory):
     def select(self, spans: Spans, query: str | None = None) -> list[Span]:
         """The system prompt, the summary where one is needed, and the newest turns, in order.
 
-        Raises BudgetError where the system prompt exceeds the budget.
+        Raises BudgetError where the system prompt exceeds the budget, and where what was kept instead of a summary leaves
+        no room in the model's context to write one.
         """
         room = self.budget - self._pinned(spans)
         newest = [span for span in spans if span.role != SYSTEM]
@@ -132,19 +139,39 @@ class RollingSummary(Memory):
 
     def _remember(self, room: int, remembered: Remembered, block: Remembered) -> Remembered:
         """What is remembered after a block, in `room` tokens: a summary, or what fits of what is to be summed up."""
-        for part in _parts(self.lm, block):
+        left = self.lm.ids("\n".join(_line(span) for span in block))
+        while len(left):
+            before = "".join(f"{_line(span)}\n" for span in remembered)
+            part, left = left.split([size := min(len(left), self._at_once(before, room)), len(left) - size])
             read = (*remembered, *block)
             sources = tuple(sorted({turn for span in read for turn in span.sources}))
-            summary = self._sum_up("".join(f"{_line(span)}\n" for span in remembered) + part, sources, room)
+            summary = self._sum_up(before + self.lm.tokenizer.decode(part), sources, room)
             remembered = (summary,) if summary else _fitting(remembered, block, room)
         return remembered
 
-    def _sum_up(self, text: str, sources: tuple[int, ...], room: int) -> Span | None:
+    def _at_once(self, before: str, room: int) -> int:
+        """How many tokens of a block the model reads at once, behind what was remembered and with room for a summary:
+        two pieces, or what its context leaves."""
+        context = context_of(self.lm)
+        if context is None:
+            return 2 * PIECE
+        words = self._words(room)
+        read = sum(map(len, self.lm.prompt(before or "-", _request(words))))
+        return max(LEAST, min(2 * PIECE, context - read - words - SPARE))
+
+    def _words(self, room: int) -> int:
+        """In how many tokens a summary is written for so much room."""
         words = room - tokens_of("user", HEADING, self.lm.tokenizer)
+        context = context_of(self.lm)
+        return words if context is None else min(words, context // WRITTEN)
+
+    def _sum_up(self, text: str, sources: tuple[int, ...], room: int) -> Span | None:
+        words = self._words(room)
         for seed in range(self.tries if words >= LEAST else 0):
-            said = self.write(self.lm, text, words, seed)
+            with mended("budget", self.budget, "give a smaller budget"):
+                said = self.write(self.lm, text, words, seed)
             tokens = tokens_of("user", HEADING + said, self.lm.tokenizer)
-            wrong = unsupported(said, text)
+            wrong = unsupported(said, text, self.lm.tokenizer)
             if said and not wrong and tokens <= room:
                 self.counts.written += 1
                 return Span(HEADING + said, tokens, "user", sources)
@@ -166,18 +193,16 @@ def _blocks(spans: Spans, tokens: int) -> Iterator[Remembered]:
         yield tuple(block)
 
 
-def _parts(lm: LanguageModel, block: Remembered) -> list[str]:
-    """What the model reads of a block, in pieces of so many tokens that it can: one but for a turn longer than that."""
-    text = "\n".join(_line(span) for span in block)
-    return [lm.tokenizer.decode(ids) for ids in lm.ids(text).split(2 * PIECE)]
-
-
 def _fitting(remembered: Remembered, block: Remembered, room: int) -> Remembered:
     """What was remembered and the newest spans of the block that fit beside it."""
     fresh = [span for span in block if span not in remembered]
     room -= sum(span.tokens for span in remembered)
     tokens = np.array([span.tokens for span in fresh], dtype=np.int64)
     return (*remembered, *(fresh[place] for place in greedy(np.arange(float(len(fresh))), tokens, room)))
+
+
+def _request(tokens: int) -> str:
+    return REQUEST.format(words=max(5, tokens * 2 // 3))
 
 
 def _line(span: Span) -> str:

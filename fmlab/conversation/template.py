@@ -1,5 +1,6 @@
 """What a tokenizer makes of messages: by its chat template, or a line "role: text" each where it has none."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -7,6 +8,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 SYSTEM = "system"
+HALF = re.compile(r"[\ud800-\udfff]")
 GAP = "…"  # said by the user before an answer that nothing leads up to
 
 Message = Mapping[str, str]
@@ -58,6 +60,12 @@ def cost_of_turns(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokens_of("user", GAP, tokenizer) if _demands_turns(tokenizer, str(tokenizer.chat_template)) else 0
 
 
+def half_character(text: str) -> int | None:
+    """The first place at which a text has half a character, a surrogate, which is no text to a tokenizer."""
+    found = HALF.search(text)
+    return None if found is None else found.start()
+
+
 def _rendered(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, answering: bool) -> str:
     try:
         return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answering)
@@ -90,9 +98,7 @@ def _demands_turns(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
 
 
 def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as reason:  # a tokenizer would only say that this is no text
-        near = text[max(0, reason.start - 20) : reason.end + 20]
-        raise ValueError(f"{text[reason.start]!r} in {near!r} is half a character; give whole ones") from reason
+    if (place := half_character(text)) is not None:
+        near = text[max(0, place - 20) : place + 21]
+        raise ValueError(f"{text[place]!r} in {near!r} is half a character; give whole ones")
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
