@@ -1,13 +1,16 @@
 """The portion of a whole that each piece takes, by a clock that the test moves."""
 
 import math
+import re
 
 import pytest
 
+from fmlab.optimizations import Pair, chat, compare, grid
 from fmlab.optimizations import portions as module
 from fmlab.optimizations.clock import Cancelled
 from fmlab.optimizations.portions import amdahl, piece, portions
 from fmlab.optimizations.whole import Workload, ablate
+from fmlab.optimizations.wholes import in_the_wholes
 
 
 @pytest.fixture
@@ -87,3 +90,16 @@ def test_one_step_is_refused_and_a_run_can_be_cancelled(passes):
         portions(work(passes), after_step=lambda done: False)
     piece("a", passes)(1.0)
     assert portions(work(passes))["piece_seconds"].max() == 4.0  # nothing is left of the run that was ended
+
+
+def test_a_speedup_of_a_piece_is_shown_beside_what_it_does_to_the_wholes():
+    pair = Pair("KV carry-over", None, "a test", sum, sum, lambda size, seed: ([1] * size,), sizes=(8,))
+    found = compare(pair, rounds=6, seconds=0.1)
+    [line] = in_the_wholes(pair.name)
+    assert re.fullmatch(
+        r"the whole chat with this alone: [\d.]+ x \[.*\]; the piece is 0\.\d+ of its time, which allows .*", line
+    )
+    assert line in repr(found) and line in found._repr_html_() and found.to_dataframe()["whole"].tolist() == [line]
+    assert in_the_wholes("a pair of one's own") == ("no whole was measured with this as a switch",)
+    switches = {name for work in (chat.SWITCHES, grid.SWITCHES) for name in (pair.name for pair in work)}
+    assert all("the whole" in in_the_wholes(name)[0] for name in switches)

@@ -15,6 +15,7 @@ from .held import held
 from .memory import peak_nbytes
 from .pair import Pair, checked_sizes
 from .verdict import Verdict, verdict
+from .wholes import in_the_wholes
 
 
 class Sides(NamedTuple):
@@ -71,6 +72,7 @@ class Comparison:
                     "optimised_seconds": row.seconds.optimised, "baseline_nbytes": row.nbytes.baseline,
                     "optimised_nbytes": row.nbytes.optimised, "claim_low": low, "claim_high": high,
                     "verdict": str(row.verdict), "floor": self.floor(row.size), "unrest": row.unrest,
+                    "whole": "; ".join(in_the_wholes(self.pair.name)),
                 }
             )  # fmt: skip
         return pd.DataFrame(rows)
@@ -85,6 +87,7 @@ class Comparison:
         ]
         if floor := self.floor(self.rows[-1].size):
             lines.append(f"  at least, at {self.rows[-1].size:,}: {floor}")
+        lines += [f"  {line}" for line in in_the_wholes(self.pair.name)]
         return "\n".join([head, *lines])
 
     def _repr_html_(self) -> str:
@@ -106,6 +109,7 @@ class Comparison:
         return (
             f"<table><caption>{escape(self.pair.name)}: {escape(claimed(self.pair))}</caption>"
             f"<tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+            + "".join(f"<p>{escape(line)}</p>" for line in in_the_wholes(self.pair.name))
         )
 
 

@@ -11,7 +11,7 @@ from .equivalence import NotEquivalent, SideFailed
 from .pair import Pair, checked_sizes
 
 NOTHING = float("nan")
-WORDS = ("floor", "unrest", "error")  # columns of text, in which pandas makes NaN of a None beside a text
+WORDS = ("floor", "unrest", "whole", "error")  # columns of text, in which pandas makes NaN of a None beside a text
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Refused:
         rows = [
             {"pair": self.pair.name, "size": size, "unit": self.pair.unit, "n": 0, "claim_low": low, "claim_high": high}
             | dict.fromkeys(figures, NOTHING)
-            | {"verdict": self.verdict, "floor": None, "unrest": None, "error": str(self.error)}
+            | {"verdict": self.verdict, "floor": None, "unrest": None, "whole": None, "error": str(self.error)}
             for size in self.sizes
         ]
         return pd.DataFrame(rows)

@@ -16,6 +16,7 @@ from ..optimizations.clock import FEWEST_ROUNDS
 from ..optimizations.comparison import Comparison, claimed, duration
 from ..optimizations.machine import machine
 from ..optimizations.outcome import Refused, attempt, table
+from ..optimizations.wholes import in_the_wholes
 from .about import busy, failure, ready
 from .assets import script, style
 from .worker import Cancelled, Ticket, Worker
@@ -246,7 +247,7 @@ def _drawn(outcome: Comparison | Refused) -> list[dict]:
         common
         | {"size": row.size, "speedup": row.speedup, "low": row.low, "high": row.high, "n": row.n, "error": None}
         | {"seconds": [duration(seconds) for seconds in row.seconds], "verdict": str(row.verdict), "unrest": row.unrest}
-        | {"floor": outcome.floor(row.size)}
+        | {"floor": outcome.floor(row.size), "wholes": in_the_wholes(outcome.pair.name)}
         for row in outcome.rows
     ]
 
