@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 import fmlab as fm
 from fmlab.optimizations.token_decoding import PAIR
+from fmlab.optimizations.token_decoding_backend import PAIR as BENEATH
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,8 @@ def tokenizer():
 def test_both_decode_every_token_alone(tokenizer, ids):
     before = list(ids)
     texts = PAIR.optimised(ids, tokenizer)
-    assert texts == PAIR.baseline(ids, tokenizer) and len(texts) == len(ids) and ids == before
+    assert texts == PAIR.baseline(ids, tokenizer) == BENEATH.baseline(ids, tokenizer)
+    assert len(texts) == len(ids) and ids == before
     assert all(text == (chr(id) if id < 128 else "\ufffd") for id, text in zip(ids, texts, strict=True))
 
 
@@ -37,5 +39,6 @@ def test_real_inputs(lm, size):
     ids, tokenizer = PAIR.inputs(size, 5)
     texts = PAIR.optimised(ids, tokenizer)
     assert len(ids) == len(texts) == size and texts == PAIR.baseline(ids, tokenizer)
+    assert texts == BENEATH.optimised(ids, tokenizer) == BENEATH.baseline(ids, tokenizer)
     assert "".join(texts) == lm.tokenizer.decode(ids)
     assert PAIR.floor(size).amount == size

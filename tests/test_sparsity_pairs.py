@@ -6,10 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from fmlab.optimizations import block_sparse_kernel, mask_bool, mask_construction, mask_coo, mask_csr, mask_naive
+from fmlab.optimizations import (
+    block_sparse_kernel,
+    mask_bool,
+    mask_broadcast,
+    mask_construction,
+    mask_coo,
+    mask_csr,
+    mask_naive,
+    mask_nonzero,
+)
 from fmlab.sparsity import LocalGlobal, attention
 
-MASKS = [mask_construction, mask_bool, mask_naive, mask_coo, mask_csr]
+CLAIMED = [module.PAIR for module in (mask_construction, mask_bool, mask_naive, mask_coo, mask_csr)]
+MASKS = [*CLAIMED, mask_broadcast.PAIR, mask_nonzero.COO, mask_nonzero.CSR]
 
 
 def same(one, other):
@@ -18,19 +28,25 @@ def same(one, other):
     return one.dtype == other.dtype and np.array_equal(one, other)
 
 
-@pytest.mark.parametrize("module", MASKS, ids=lambda m: m.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("pair", MASKS, ids=lambda pair: pair.name)
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 200])
-def test_both_ways_build_the_same_mask(module, size):
+def test_both_ways_build_the_same_mask(pair, size):
     for seed in range(3):
-        given = module.PAIR.inputs(size, seed)
+        given = pair.inputs(size, seed)
         before = copy.deepcopy(given)
-        one, other = module.PAIR.baseline(*given), module.PAIR.optimised(*given)
+        one, other = pair.baseline(*given), pair.optimised(*given)
         assert same(one, other)
-        if module is mask_construction:
+        if isinstance(given[0], int):
             assert given == before
         else:
             assert torch.equal(given[0].blocks, before[0].blocks)
-    assert module.PAIR.floor(size).amount >= 0 and module.PAIR.claim == (50, 100)
+    assert pair.floor(size).amount >= 0 and pair.claim == ((50, 100) if pair in CLAIMED else None)
+
+
+def test_the_floors_of_lists_of_entries_count_the_entries():
+    (choice,) = mask_bool.inputs(200, 0)
+    entries = int(choice.mask().sum())
+    assert mask_coo.PAIR.floor(200).amount == 16 * entries and mask_csr.PAIR.floor(200).amount == 8 * (200 + entries)
 
 
 def test_the_masks_of_the_pairs_are_no_full_ones():

@@ -1,7 +1,7 @@
 """Sentence boundaries over token ids: one lookup table over the vocabulary against a comprehension with a frozenset.
 
 Both begin with a tensor, as a model hands the ids out, and give one. The table is made once a tokenizer (half a second
-for 49,152 tokens) and is not timed, no more than the list of enders is that the comprehension is given.
+for 49,152 tokens) and is not timed, no more than the frozenset is that the comprehension is given.
 """
 
 import torch
@@ -12,25 +12,26 @@ from transformers import PreTrainedTokenizerBase
 from ..conversation.sentences import marking_ids, sentence_marks
 from . import real
 from .pair import Floor, Pair
-from .sentence_boundaries import comprehension_with_frozenset
 
 
 def comprehension(
-    ids: Int[Tensor, " tokens"], enders: list[int], tokenizer: PreTrainedTokenizerBase
+    ids: Int[Tensor, " tokens"], enders: frozenset[int], tokenizer: PreTrainedTokenizerBase
 ) -> Int[Tensor, " marks"]:
     """The places of the tokens that are among the enders, the claimed way."""
-    return torch.tensor(comprehension_with_frozenset(ids.tolist(), enders), dtype=torch.int64)
+    return torch.tensor([place for place, id in enumerate(ids.tolist()) if id in enders], dtype=torch.int64)
 
 
-def table(ids: Int[Tensor, " tokens"], enders: list[int], tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " marks"]:
+def table(
+    ids: Int[Tensor, " tokens"], enders: frozenset[int], tokenizer: PreTrainedTokenizerBase
+) -> Int[Tensor, " marks"]:
     """The same as the lab finds them, ids beyond the vocabulary refused."""
     return sentence_marks(ids, tokenizer)
 
 
-def inputs(size: int, seed: int) -> tuple[Int[Tensor, " tokens"], list[int], PreTrainedTokenizerBase]:
+def inputs(size: int, seed: int) -> tuple[Int[Tensor, " tokens"], frozenset[int], PreTrainedTokenizerBase]:
     """Ids of a stretch of prose, the ids of all tokens that could end a sentence, and the tokenizer."""
     tokenizer = real.lm().tokenizer
-    return real.text_ids(size, seed), marking_ids(tokenizer), tokenizer
+    return real.text_ids(size, seed), frozenset(marking_ids(tokenizer)), tokenizer
 
 
 def floor(size: int) -> Floor:

@@ -35,6 +35,11 @@ def optimised(choice: BlockChoice) -> Mask:
     return choice.mask()[0, 0].numpy()
 
 
+def entries(size: int) -> int:
+    """The pairs of tokens that attend in the choice that seed 0 draws."""
+    return inputs(size, 0)[0].pairs
+
+
 PAIR = Pair(
     name="token mask from blocks",
     claim=(50.0, 100.0),

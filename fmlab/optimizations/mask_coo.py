@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ..sparsity import BlockChoice, coo
-from .mask_bool import inputs
+from .mask_bool import entries, inputs
 from .pair import Floor, Pair
 
 Coordinates = Int[np.ndarray, "2 pairs"]
@@ -37,6 +37,6 @@ PAIR = Pair(
     inputs=inputs,
     sizes=(256, 1_024, 4_096),
     unit="tokens",
-    floor=lambda size: Floor(16.0 * size, "bytes", "two integers a pair, of which there is one a token at the least"),
+    floor=lambda size: Floor(16.0 * entries(size), "bytes", "two integers a pair of the choice that seed 0 draws"),
     used_in="fmlab.sparsity.coo",
 )

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ..sparsity import BlockChoice, csr
-from .mask_bool import inputs
+from .mask_bool import entries, inputs
 from .pair import Floor, Pair
 
 Rows = tuple[Int[np.ndarray, " starts"], Int[np.ndarray, " entries"]]
@@ -37,6 +37,8 @@ PAIR = Pair(
     inputs=inputs,
     sizes=(256, 1_024, 4_096),
     unit="tokens",
-    floor=lambda size: Floor(16.0 * size, "bytes", "a start and at least one column for each query"),
+    floor=lambda size: Floor(
+        8.0 * (size + entries(size)), "bytes", "a start a query, a column a pair of seed 0's choice"
+    ),
     used_in="fmlab.sparsity.csr",
 )

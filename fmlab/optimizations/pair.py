@@ -46,7 +46,8 @@ class Pair:
     floor: Callable[[int], Floor] | None = None
     """The floor of a size."""
     used_in: str | None = None
-    """The name in this lab that works the optimised way; None where it does not win and is not used."""
+    """The name in this lab that works the optimised way, for its own rooms or for who calls it; None where it does not win
+    and is not there."""
 
     def __post_init__(self) -> None:
         if self.claim is not None and not 0 < self.claim[0] <= self.claim[1] < inf:

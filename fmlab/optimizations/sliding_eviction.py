@@ -1,7 +1,8 @@
 """A sliding window over a stream of tokens: a deque against a list that loses its first item.
 
-A list moves all it holds when the first item goes, so the gain grows with the window and not with the stream: here it
-holds 1,024 ids, a budget that the lab often uses.
+The tokens come one at a time, as they do where a model speaks: who has the whole stream before him takes the window and
+what left it as two slices. A list moves all it holds when the first item goes, so the gain grows with the window and not
+with the stream: here it holds 1,024 ids, a budget that the lab often uses.
 """
 
 from collections import deque

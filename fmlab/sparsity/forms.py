@@ -60,11 +60,14 @@ def coo(choice: BlockChoice) -> Int[Tensor, "4 entries"]:
     """Coordinates (sample, head, query, key) of every pair that attends, in this order of importance, as int64."""
     (batch, heads), (starts, columns) = choice.blocks.shape[:2], csr(choice)
     sizes = batch, heads, choice.n
-    rows = torch.cartesian_prod(*(torch.arange(size, device=columns.device) for size in sizes))
-    out, lengths = columns.new_zeros(4, len(columns)), starts.diff()
+    out, lengths = columns.new_empty(4, len(columns)), starts.diff()
     for axis, size in enumerate(sizes):
         if size > 1:
-            out[axis] = rows[:, axis].repeat_interleave(lengths, output_size=len(columns))
+            shape = [size if at == axis else 1 for at in range(3)]
+            rows = torch.arange(size, device=columns.device).view(shape).expand(sizes).flatten()
+            out[axis] = rows.repeat_interleave(lengths, output_size=len(columns))
+        else:
+            out[axis] = 0
     out[3] = columns
     return out
 

@@ -148,7 +148,8 @@ class Dilated(Pattern):
 
 def _window(grid: Grid, window: int) -> Blocks:
     """Blocks with a causal pair less than `window` apart."""
-    return grid.visible & (grid.nearest < window)
+    # Of the block's pairs the nearest is its row's first query with its last key: one comparison of two lists.
+    return grid.visible & (grid.end > (grid.first - window)[:, None])
 
 
 def _reaches(grid: Grid, distance: Int[Tensor, "rows columns"]) -> Blocks:
