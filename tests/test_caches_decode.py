@@ -48,6 +48,7 @@ def test_ids_come_in_many_kinds(kind):
         (torch.tensor([True]), "bool, not integers"),
         ([-1], "-1 is negative"),
         ([7, 256], "id 256 is no token"),
+        ([7, 2**40], "id 1099511627776 is no token"),
     ],
 )
 def test_what_are_no_ids_is_named(ids, said):

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from .eviction import Eviction
 from .requests import BLOCK, Accesses, accesses, coarser
-from .simulation import accesses_of, check_capacity, hits_of, ratios, window_of
+from .simulation import accesses_of, check_capacity, check_policy, hits_of, ratios, window_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,7 @@ def hit_curve(
     list. Raises ValueError for what `simulate` refuses and for capacities that are missing.
     """
     trace = accesses_of(requests, block)
+    check_policy(policy)
     distances = policy.distances(trace)
     if capacities is None:
         if distances is None:

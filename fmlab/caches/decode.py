@@ -9,6 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from .memo import Memo, Remembering
 from .tokens import token_ids
 
+LARGEST = 2**32 - 1  # of the ids that the tokenizers library can be asked for; above, it fails by an overflow
+
 
 class TokenDecodeCache(Remembering):
     """Token ids to the texts of the single tokens, through a `Memo` over `store` (LRU, 10,000 tokens, if None).
@@ -27,7 +29,8 @@ class TokenDecodeCache(Remembering):
         return self.memo.get_many(token_ids(ids).tolist(), self._decode)
 
     def _decode(self, ids: list[int]) -> list[str]:
-        for id, token in zip(ids, self.tokenizer.convert_ids_to_tokens(ids), strict=True):
+        tokens = self.tokenizer.convert_ids_to_tokens([min(id, LARGEST) for id in ids])
+        for id, token in zip(ids, tokens, strict=True):
             if token is None:  # decode would give ""
                 raise ValueError(
                     f"id {id} is no token of {type(self.tokenizer).__name__} ({len(self.tokenizer)} tokens)"

@@ -4,6 +4,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from numbers import Integral
 from threading import RLock
 
 import torch
@@ -76,9 +77,10 @@ class PrefixCache:
 
     def __init__(self, block: int = 16, capacity: int | None = 1024) -> None:
         for name, value in (("block", block), ("capacity", capacity)):
-            if (name, value) != ("capacity", None) and (type(value) is not int or value < 1):
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if (name, value) != ("capacity", None) and not (whole and value >= 1):
                 raise ValueError(f"{name}={value!r:.40}; give an integer, 1 or more")
-        self.block, self.capacity = block, capacity
+        self.block, self.capacity = int(block), None if capacity is None else int(capacity)
         self._blocks: OrderedDict[bytes, _Block] = OrderedDict()  # least recent first, so children before parents
         self._form: str | None = None
         self._lock = RLock()

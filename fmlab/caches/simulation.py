@@ -65,10 +65,15 @@ def accesses_of(requests: Iterable[Mapping[str, Any]] | Accesses, block: int | N
     return requests
 
 
-def hits_of(trace: Accesses, policy: Eviction, capacity: int | None) -> Bool[np.ndarray, " accesses"]:
-    """Whether each access hits."""
+def check_policy(policy: Any) -> None:
+    """Raises TypeError for what is no policy of eviction, such as its class."""
     if not isinstance(policy, Eviction):
         raise TypeError(f"policy={policy!r:.40}; give a policy of eviction such as fm.caches.LRU()")
+
+
+def hits_of(trace: Accesses, policy: Eviction, capacity: int | None) -> Bool[np.ndarray, " accesses"]:
+    """Whether each access hits."""
+    check_policy(policy)
     if capacity is not None and check_capacity(capacity) < trace.distinct:
         return _checked(policy, policy.hits(trace, index(capacity)), len(trace.ids))
     return ~cold(trace)  # nothing is ever evicted

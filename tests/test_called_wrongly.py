@@ -1,4 +1,4 @@
-"""What memories refuse and take as users run them: no annotation is checked for them, so each says by itself what is wrong."""
+"""What memories and caches refuse and take as users run them: no annotation is checked for them, so each says by itself what is wrong."""
 
 import json
 import subprocess
@@ -14,6 +14,8 @@ from fmlab.conversation import (
     Ablation, AnswerLogProb, Deadline, Hybrid, Importance, QuestionLogProb, RollingSummary, Sliding, Span
 )
 
+caches = fm.caches
+ASKED = [{"hash_ids": [1, 2], "input_length": 2}]
 lm = fm.tiny()
 slide = Sliding(8)
 said = {}
@@ -31,8 +33,15 @@ TAKEN = {
     "type(Span('x', np.int64(3), 'user', (0,)).tokens)": "<class 'int'>",
     "type(Span('x', 3, 'user', (np.int64(0),)).sources[0])": "<class 'int'>",
     "Deadline(slide, np.float32(1), slide).budget": "8",
+    "caches.PrefixCache(np.int64(4), np.int32(9))": "PrefixCache(block=4, capacity=9, 0 blocks, 0 bytes, 0 of 0 tokens hit)",
 }
 REFUSED = {
+    "caches.PrefixCache(True)": ("ValueError", "block=True; give an integer, 1 or more"),
+    "caches.hit_curve(ASKED, caches.LRU, block=1)": (
+        "TypeError",
+        "LRU'>; give a policy of eviction such as fm.caches.LRU()",
+    ),
+    "caches.hit_curve(ASKED, 'LRU', block=1)": ("TypeError", "policy='LRU'; give a policy of eviction"),
     "Sliding(8.0)": ("BudgetError", "budget=8.0; give a number of tokens"),
     "Sliding('8')": ("BudgetError", "budget='8'; give a number of tokens"),
     "Sliding(np.int64(0))": ("BudgetError", "give a number of tokens, 1 or more"),
