@@ -42,3 +42,8 @@ def test_real_inputs(lm, size):
     assert texts == BENEATH.optimised(ids, tokenizer) == BENEATH.baseline(ids, tokenizer)
     assert "".join(texts) == lm.tokenizer.decode(ids)
     assert PAIR.floor(size).amount == size
+
+
+def test_a_tokenizer_that_decodes_otherwise_is_asked_itself(monkeypatch, tokenizer):
+    monkeypatch.setattr(tokenizer, "_decode", lambda *_, **__: "other")
+    assert fm.caches.TokenDecodeCache(tokenizer).decode([97]) == [tokenizer.decode([97])] == ["other"]

@@ -1,7 +1,9 @@
 """The catalogue of pairs, the claims, and the whole pieces of work: every setting of their switches does the same."""
 
+import ast
 import functools
 from importlib import import_module
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -41,6 +43,15 @@ def test_what_is_said_to_be_used_exists(pair):
     for place, name in enumerate(parts[1:], 2):
         at = getattr(at, name, None) or import_module(".".join(parts[:place]))
     assert callable(at)
+    package = Path(fm.__file__).parent
+    used = {
+        getattr(node, "attr", getattr(node, "id", None))
+        for path in package.rglob("*.py")
+        if "optimizations" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Name | ast.Attribute)
+    }
+    assert parts[-1] in used, f"nothing outside the pairs uses {pair.used_in}; say offered_as"
 
 
 def test_the_claims_are_the_reports():

@@ -29,6 +29,7 @@ choices = st.builds(
 def test_sparse_forms_hold_what_the_mask_holds(choice):
     mask = choice.mask()
     assert torch.equal(forms.coo(choice), mask.nonzero().T)
+    assert all(torch.equal(forms.coo(choice, axes), mask.nonzero().T[4 - axes :]) for axes in (1, 2, 3))
     starts, columns = forms.csr(choice)
     assert torch.equal(starts.diff(), mask.flatten(0, 2).sum(-1)) and starts[0] == 0
     assert torch.equal(columns, mask.flatten(0, 2).nonzero()[:, 1])
@@ -247,3 +248,9 @@ def test_an_empty_choice_has_empty_forms(size, of):
 def test_a_choice_of_one_block_is_one_row():
     starts, columns = forms.bsr(BlockChoice(torch.ones(1, 1, 1, 1, dtype=torch.bool), 3, 3, 8))
     assert (starts.tolist(), columns.tolist()) == ([0, 1], [0])
+
+
+def test_axes_that_there_are_not_are_refused():
+    q = torch.empty(1, 1, 9, 1)
+    with pytest.raises(ValueError, match="axes=5; give 1 to 4"):
+        forms.coo(Streaming(1, 4).blocks(q, q, 4), 5)

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 
 import cachetools
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .memo import Memo, Remembering
 from .tokens import token_ids
 
-LARGEST = 2**32 - 1  # of the ids that the tokenizers library can be asked for; above, it fails by an overflow
+LARGEST = 1 << 32  # tokenizers count ids in 32 bits
 
 
 class TokenDecodeCache(Remembering):
@@ -29,11 +29,25 @@ class TokenDecodeCache(Remembering):
         return self.memo.get_many(token_ids(ids).tolist(), self._decode)
 
     def _decode(self, ids: list[int]) -> list[str]:
-        tokens = self.tokenizer.convert_ids_to_tokens([min(id, LARGEST) for id in ids])
-        for id, token in zip(ids, tokens, strict=True):
-            if token is None:  # decode would give ""
-                raise ValueError(
-                    f"id {id} is no token of {type(self.tokenizer).__name__} ({len(self.tokenizer)} tokens)"
-                )
+        known = self.tokenizer.convert_ids_to_tokens([id for id in ids if id < LARGEST])
+        if len(known) < len(ids) or None in known:  # decode would give "", or count such an id as too large for an int
+            refused = next(id for id in ids if id >= LARGEST or self.tokenizer.convert_ids_to_tokens(id) is None)
+            raise ValueError(
+                f"id {refused} is no token of {type(self.tokenizer).__name__} ({len(self.tokenizer)} tokens)"
+            )
+        if _decodes_as_its_backend(self.tokenizer):
+            decode = self.tokenizer.backend_tokenizer.decode
+            return [decode([id], skip_special_tokens=False) for id in ids]
         as_it_is = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         return [self.tokenizer.decode([id], **as_it_is) for id in ids]
+
+
+def _decodes_as_its_backend(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether nothing but wrapping lies between the tokenizer's `decode` and that of its backend."""
+    kind = type(tokenizer)
+    return (
+        isinstance(tokenizer, PreTrainedTokenizerFast)
+        and kind.decode is PreTrainedTokenizerFast.decode
+        and kind._decode is PreTrainedTokenizerFast._decode
+        and vars(tokenizer).keys().isdisjoint({"decode", "_decode"})
+    )

@@ -45,5 +45,5 @@ PAIR = Pair(
     sizes=(16, 48, 96),
     unit="texts",
     floor=floor,
-    used_in="fmlab.conversation.MiniLM",
+    offered_as="fmlab.conversation.MiniLM",
 )

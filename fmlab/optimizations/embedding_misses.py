@@ -82,5 +82,5 @@ PAIR = Pair(
     sizes=(2, 8, 32),
     unit="texts",
     floor=floor,
-    used_in="fmlab.caches.EmbeddingCache",
+    offered_as="fmlab.caches.EmbeddingCache",
 )

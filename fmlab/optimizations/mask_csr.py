@@ -40,5 +40,5 @@ PAIR = Pair(
     floor=lambda size: Floor(
         8.0 * (size + entries(size)), "bytes", "a start a query, a column a pair of seed 0's choice"
     ),
-    used_in="fmlab.sparsity.csr",
+    offered_as="fmlab.sparsity.csr",
 )

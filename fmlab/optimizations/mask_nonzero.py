@@ -33,7 +33,7 @@ COO = Pair(
     sizes=mask_coo.PAIR.sizes,
     unit="tokens",
     floor=mask_coo.PAIR.floor,
-    used_in=mask_coo.PAIR.used_in,
+    offered_as=mask_coo.PAIR.offered_as,
 )
 CSR = Pair(
     name="mask as CSR, against NumPy's nonzero",
@@ -45,5 +45,5 @@ CSR = Pair(
     sizes=mask_csr.PAIR.sizes,
     unit="tokens",
     floor=mask_csr.PAIR.floor,
-    used_in=mask_csr.PAIR.used_in,
+    offered_as=mask_csr.PAIR.offered_as,
 )

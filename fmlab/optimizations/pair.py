@@ -46,8 +46,9 @@ class Pair:
     floor: Callable[[int], Floor] | None = None
     """The floor of a size."""
     used_in: str | None = None
-    """The name in this lab that works the optimised way, for its own rooms or for who calls it; None where it does not win
-    and is not there."""
+    """The name in this lab that works the optimised way and that the lab itself calls; None where nothing does."""
+    offered_as: str | None = None
+    """The name that works the optimised way for who uses this library, and that the rest of the lab does not call."""
 
     def __post_init__(self) -> None:
         if self.claim is not None and not 0 < self.claim[0] <= self.claim[1] < inf:

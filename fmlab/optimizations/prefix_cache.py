@@ -62,5 +62,5 @@ PAIR = Pair(
     sizes=(1, 2, 4),
     unit=f"prompts that share {SHARED} tokens",
     floor=floor,
-    used_in="fmlab.caches.PrefixCache",
+    offered_as="fmlab.caches.PrefixCache",
 )

@@ -52,5 +52,5 @@ PAIR = Pair(
     sizes=(1_000, 3_000, 10_000, 30_000),
     unit="tokens",
     floor=floor,
-    used_in="fmlab.caches.S3FIFO",
+    offered_as="fmlab.caches.S3FIFO",
 )

@@ -42,5 +42,5 @@ PAIR = Pair(
     sizes=(10, 100, 1_000, 10_000),
     unit="tokens",
     floor=floor,
-    used_in="fmlab.caches.TokenDecodeCache",
+    offered_as="fmlab.caches.TokenDecodeCache",
 )

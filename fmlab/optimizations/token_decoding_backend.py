@@ -26,5 +26,5 @@ PAIR = Pair(
     sizes=token_decoding.PAIR.sizes,
     unit="tokens",
     floor=token_decoding.floor,
-    used_in=token_decoding.PAIR.used_in,
+    offered_as=token_decoding.PAIR.offered_as,
 )

@@ -39,22 +39,21 @@ class BlockChoice:
                 f"are {grid.rows} x {grid.columns}"
             )
         shared = _one_of_equal(self.blocks)  # what is the same for all heads is looked at once
-        if not self._shows_own(shared):
-            sample, head, row, column = (grid.own & ~shared).nonzero()[0].tolist()
+        if grid.past % self.block == 0 and rows:  # own blocks are one diagonal, and what is right of it is the future
+            ahead = grid.past // self.block
+            if shared.diagonal(ahead, -2, -1).all():
+                seen = shared.tril(ahead)
+                if not torch.equal(seen, shared):
+                    object.__setattr__(self, "blocks", seen.expand_as(self.blocks))
+                return
+        if (hidden := grid.own & ~shared).any():
+            sample, head, row, column = hidden.nonzero()[0].tolist()
             raise ValueError(
                 f"sample {sample}, head {head}: the queries of block {row} do not see their own block {column}; "
                 "add `Grid.own` to the choice"
             )
-        if bool((shared > grid.visible).any()):
+        if (shared & ~grid.visible).any():
             object.__setattr__(self, "blocks", (shared & grid.visible).expand_as(self.blocks))
-
-    def _shows_own(self, shared: Bool[Tensor, "#batch #heads rows columns"]) -> bool:
-        """Whether every query block sees its own blocks: those of one diagonal, or of two."""
-        whole, begun = divmod(self.m - self.n, self.block)
-        own = shared.diagonal(whole, -2, -1).all()
-        if begun:  # where a block of queries ends with the keys it may end before a second own block begins
-            own = own and not (self.grid.own & ~shared).any()
-        return bool(own)
 
     @classmethod
     def over(

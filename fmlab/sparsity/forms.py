@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -43,33 +44,39 @@ def csr(choice: BlockChoice) -> Rows:
     As many entries as `choice.pairs`, 8 bytes each. What all heads have in common is worked out once.
     """
     grid, distinct = choice.grid, choice.distinct
-    # A query sees the keys of its row of blocks up to its own place: of one list for the row, a beginning.
-    rows = _rows(distinct.flatten(0, 2))
-    keys = rows.columns[:, None] * grid.block + torch.arange(grid.block, device=distinct.device)
-    seen = (distinct * _heights(choice)[:, None, None]).sum(-1)  # of each query within its row of blocks
-    lengths = seen.permute(1, 2, 3, 0).flatten(2)[..., : grid.n]
-    begins = (rows.starts[:-1] * grid.block).view(distinct.shape[:3]).repeat_interleave(grid.block, -1)[..., : grid.n]
-    lengths, begins = lengths.flatten(), begins.flatten()
-    starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-    shift = (begins - starts[:-1]).repeat_interleave(lengths, output_size=int(starts[-1]))
-    columns = keys.flatten()[shift.add_(torch.arange(len(shift), device=shift.device))]
-    return _repeated(Rows(starts, columns), choice)
+    within = np.arange(grid.block)
+    lengths, parts = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    # A query sees the keys of its row of blocks up to its own place: of one list for the row, a beginning. Copying
+    # beginnings costs one pass over the entries; a gather would cost three.
+    for head in distinct.flatten(0, 1).cpu().numpy():
+        for row, chosen in enumerate(head):
+            keys = (np.flatnonzero(chosen)[:, None] * grid.block + within).ravel()
+            first = grid.past + row * grid.block
+            ends = keys.searchsorted(np.arange(first, min(first + grid.block, grid.m)), side="right")
+            lengths.append(ends)
+            parts += [keys[:end] for end in ends.tolist()]
+    starts = np.concatenate([[0], np.concatenate(lengths).cumsum()])
+    rows = Rows(*(torch.from_numpy(x).to(distinct.device) for x in (starts, np.concatenate(parts))))
+    return _repeated(rows, choice)
 
 
-def coo(choice: BlockChoice) -> Int[Tensor, "4 entries"]:
-    """Coordinates (sample, head, query, key) of every pair that attends, in this order of importance, as int64."""
+def coo(choice: BlockChoice, axes: int = 4) -> Int[Tensor, "axes entries"]:
+    """Coordinates (sample, head, query, key) of every pair that attends, in this order of importance, as int64.
+
+    `axes` is how many of the four, counted from the last: with 2 the queries and keys alone are made. Raises ValueError for
+    a number of axes that is not 1 to 4.
+    """
+    if axes not in (1, 2, 3, 4):
+        raise ValueError(f"axes={axes!r}; give 1 to 4, counted from the last: 2 for (query, key)")
     (batch, heads), (starts, columns) = choice.blocks.shape[:2], csr(choice)
-    sizes = batch, heads, choice.n
-    out, lengths = columns.new_empty(4, len(columns)), starts.diff()
-    for axis, size in enumerate(sizes):
-        if size > 1:
-            shape = [size if at == axis else 1 for at in range(3)]
-            rows = torch.arange(size, device=columns.device).view(shape).expand(sizes).flatten()
-            out[axis] = rows.repeat_interleave(lengths, output_size=len(columns))
-        else:
-            out[axis] = 0
-    out[3] = columns
-    return out
+    sizes, lengths = (batch, heads, choice.n), np.diff(starts.cpu().numpy())
+    out = np.empty((axes, len(columns)), np.int64)
+    out[-1] = columns.cpu().numpy()
+    for axis in range(4 - axes, 3):
+        behind = int(np.prod(sizes[axis + 1 :]))
+        places = np.arange(len(lengths)) // max(behind, 1) % max(sizes[axis], 1)
+        out[axis - 4] = 0 if sizes[axis] == 1 else places.repeat(lengths)
+    return torch.from_numpy(out).to(columns.device)
 
 
 def mask_mod(choice: BlockChoice) -> MaskMod:
@@ -136,13 +143,6 @@ def longformer(choice: BlockChoice) -> Longformer:
 def _rows(blocks: Bool[Tensor, "rows columns"]) -> Rows:
     starts = torch.nn.functional.pad(blocks.sum(-1).cumsum(0), (1, 0))
     return Rows(starts, blocks.nonzero()[:, 1])
-
-
-def _heights(choice: BlockChoice) -> Int[Tensor, "block rows columns"]:
-    """How many keys of each block each query of a query block sees, by its place in the block."""
-    grid = choice.grid
-    position = grid.first + torch.arange(grid.block, device=grid.device)[:, None]
-    return (position[..., None] + 1 - grid.start).clamp(min=0).minimum(grid.end - grid.start + 1)
 
 
 def _lists(blocks: Bool[Tensor, "batch heads rows columns"]) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ class Streaming(Pattern):
 
     def blocks(self, q: Queries, k: Keys, block: int = 64) -> BlockChoice:
         grid = grid_of(q, k, block)
-        return BlockChoice.over(grid, q, (_window(grid, self.window) | (grid.start < self.sinks))[None, None])
+        return BlockChoice.over(grid, q, _window(grid, self.window, self.sinks)[None, None])
 
 
 @dataclass(frozen=True)
@@ -146,10 +146,11 @@ class Dilated(Pattern):
         return BlockChoice.over(grid, q, _reaches(grid, steps * self.dilation)[None, None])
 
 
-def _window(grid: Grid, window: int) -> Blocks:
-    """Blocks with a causal pair less than `window` apart."""
-    # Of the block's pairs the nearest is its row's first query with its last key: one comparison of two lists.
-    return grid.visible & (grid.end > (grid.first - window)[:, None])
+def _window(grid: Grid, window: int, sinks: int = 0) -> Blocks:
+    """Blocks with a causal pair less than `window` apart, and those of the first `sinks` keys."""
+    near = grid.end > grid.first[:, None] - window
+    near[:, : -(-sinks // grid.block)] = True
+    return near & grid.visible
 
 
 def _reaches(grid: Grid, distance: Int[Tensor, "rows columns"]) -> Blocks:
