@@ -65,7 +65,7 @@ def main() -> None:
         "machine": machine()
     }  # before the tables are written, which makes the checkout dirty
     print(f"# {about['machine']}")
-    workloads = map(with_one_switch, (chat(2), grid(2, 32))) if given.toy else (chat(40), grid(12))
+    workloads = map(with_one_switch, (chat(2), grid(2, 32))) if given.toy else (chat(40), grid(6))
 
     def shipped(table: pd.DataFrame, name: str) -> None:
         if not given.toy:

@@ -6,6 +6,7 @@ from functools import cache, partial
 
 import numpy as np
 from jaxtyping import Float
+from torch import Tensor
 
 from ..caches import EmbeddingCache, TokenDecodeCache
 from ..conversation import BM25, ChatSession, Memory, Semantic, Sliding, Span, dialogues, prompt
@@ -41,6 +42,13 @@ SWITCHES = (
 )
 
 
+class ClockedReading(Carried):
+    """Answers whose reading of the prompt is the piece of the KV carry-over."""
+
+    def logits(self, ids: list[int]) -> Float[Tensor, " vocabulary"]:
+        return piece(kv_carry_over.PAIR.name, super().logits)(ids)
+
+
 class ReadingAgain:
     """The voice of a local model that carries nothing over: it reads every prompt from its beginning."""
 
@@ -48,9 +56,7 @@ class ReadingAgain:
         self.lm, self.name, self.source, self.tokenizer = lm, lm.name, lm.source, lm.tokenizer
 
     def answer(self, selected: Sequence[Span], ids: list[int], max_new_tokens: int) -> Generator[str, None, Cost]:
-        voice = Carried(self.lm)
-        voice.logits = piece(kv_carry_over.PAIR.name, voice.logits)  # the reading of the prompt
-        return voice.answer(selected, ids, max_new_tokens)
+        return ClockedReading(self.lm).answer(selected, ids, max_new_tokens)
 
 
 @dataclass(frozen=True)
