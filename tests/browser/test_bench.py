@@ -186,5 +186,6 @@ def test_the_shipped_notebook_runs_and_its_bench_measures(lab, new_page, screens
     await_rows(page, 1)
     assert rows(page)[0][:2] == [names[1], "1,000 tokens"]
     assert page.locator(".fm-bench-floor").inner_text().startswith("at least ")
+    assert page.locator(".fm-bench-whole").inner_text().startswith("the whole chat with this alone: ")
     page.locator(".fm-bench-legend").scroll_into_view_if_needed()
     screenshot(page, "bench-notebook")

@@ -170,7 +170,7 @@ class BenchView {
       return h("tr", {}, name, size, h("td", { class: "fm-bench-plot" }, this.plot(row, axis)),
         h("td", {}, told), h("td", {}, String(row.n)),
         h("td", {}, row.seconds.join(" → "), row.floor ? h("div", { class: "fm-bench-floor" }, `at least ${row.floor}`) : null,
-          ...(first ? row.wholes : []).map((line) => h("div", { class: "fm-bench-floor" }, line))),
+          ...(first ? row.wholes : []).map((line) => h("div", { class: "fm-bench-whole" }, line))),
         h("td", { class: "fm-bench-verdict" }, row.verdict, row.unrest ? h("div", { class: "fm-bench-unrest" }, `unstable machine: ${row.unrest}`) : null));
     }));
     this.root.dataset.rows = String(rows.length);
