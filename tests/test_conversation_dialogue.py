@@ -235,7 +235,6 @@ def test_what_is_no_dialogue_is_refused_with_the_file(tmp_path):
         (lambda d: d["questions"][2].update(kind=5), ("questions", 2), "question 2, kind: 5 is no str"),
         (lambda d: d["questions"][2]["superseded"].update(answer=5), ("questions", 2), "superseded, answer: 5"),
     ],
-    ids=str,
 )
 def test_a_defect_is_named_with_the_line_where_its_session_turn_or_question_begins(tmp_path, plant, marked, said):
     given = sound()
