@@ -61,9 +61,8 @@ def main() -> None:
     parser = options(__doc__.split("\n\n")[0])
     parser.add_argument("--only", choices=["chat", "grid"], help="one of the two")
     given = parser.parse_args()
-    about = provenance().columns | {
-        "machine": machine()
-    }  # before the tables are written, which makes the checkout dirty
+    # before the tables are written, which makes the checkout dirty
+    about = provenance().columns | {"machine": machine()}
     print(f"# {about['machine']}")
     workloads = map(with_one_switch, (chat(2), grid(2, 32))) if given.toy else (chat(40), grid(6))
 

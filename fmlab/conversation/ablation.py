@@ -18,7 +18,6 @@ from .span import Span
 
 LEFT_OUT = "…"  # stands for what a span said, so that who spoke when stays as it was
 
-
 LogProb = Callable[[str, str], float]
 
 

@@ -12,6 +12,7 @@ from ..core import BudgetError
 from ..language import LanguageModel
 from . import checkpoint
 from .carry import Carried
+from .memory import check_selects
 from .span import Span, opening, prompt
 from .state import Cost, State, Stats, Stretch
 from .template import cost_of_turns, tokens_of
@@ -43,8 +44,7 @@ class ChatSession:
     """
 
     def __init__(self, lm: LanguageModel | Voice, memory: Any, system: str | None = None, max_new_tokens: int = 256):
-        if not callable(getattr(memory, "select", None)):
-            raise TypeError(f"memory={memory!r:.60} has no select(spans, query); give a memory such as Sliding(1024)")
+        check_selects("memory", memory)
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens!r:.40}; give a number of tokens, 1 or more")
         self.memory, self.max_new_tokens = memory, max_new_tokens

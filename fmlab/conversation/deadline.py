@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-from .memory import Spans
+from .memory import Spans, check_selects
 from .span import Span
 
 
@@ -45,11 +45,8 @@ class Deadline:
     _turn: Any = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("memory", "otherwise"):
-            if not callable(getattr(memory := getattr(self, name), "select", None)):
-                raise TypeError(
-                    f"{name}={memory!r:.60} has no select(spans, query); give a memory such as Sliding(1024)"
-                )
+        check_selects("memory", self.memory)
+        check_selects("otherwise", self.otherwise)
         if (
             isinstance(self.seconds, bool)
             or not isinstance(self.seconds, Real)

@@ -80,6 +80,12 @@ class Memory(ABC):
         return [*pinned.tolist(), *free[pack(scores[free], tokens[free], room)].tolist()]
 
 
+def check_selects(name: str, memory: object) -> None:
+    """Raise TypeError for what has not the `select` of a memory."""
+    if not callable(getattr(memory, "select", None)):
+        raise TypeError(f"{name}={memory!r:.60} has no select(spans, query); give a memory such as Sliding(1024)")
+
+
 def scores_of(memory: Memory, spans: Spans, query: str | None) -> Float[np.ndarray, " spans"]:
     """What a memory thinks of each span, float64. Raises ValueError where that is not one number a span, 0 or more."""
     scores = np.asarray(memory.score(spans, query), dtype=np.float64)

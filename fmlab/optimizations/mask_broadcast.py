@@ -4,12 +4,13 @@ What the pattern of the sparsity room does besides is its price: it takes querie
 checks them, and hands out a choice that kernels rely on.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from ..sparsity import Streaming
 from . import mask_construction
 from .mask_construction import BLOCK, Blocks
-from .pair import Pair
 
 
 def broadcast(tokens: int, pattern: Streaming) -> Blocks:
@@ -19,15 +20,10 @@ def broadcast(tokens: int, pattern: Streaming) -> Blocks:
     return (first <= last[:, None]) & ((last > (first - pattern.window)[:, None]) | (first < pattern.sinks))
 
 
-PAIR = Pair(
+PAIR = replace(
+    mask_construction.PAIR,
     name="block-sparse mask, against one NumPy broadcast",
     claim=None,
     source="fmlab.sparsity: every static pattern chooses blocks so",
     baseline=broadcast,
-    optimised=mask_construction.optimised,
-    inputs=mask_construction.inputs,
-    sizes=mask_construction.PAIR.sizes,
-    unit="tokens",
-    floor=mask_construction.PAIR.floor,
-    used_in=mask_construction.PAIR.used_in,
 )

@@ -1,11 +1,12 @@
 """The token mask of a choice of blocks against the naive way, token by token: the claim's other reading."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from ..sparsity import BlockChoice
 from . import mask_bool
 from .mask_bool import Mask
-from .pair import Floor, Pair
 
 
 def token_by_token(choice: BlockChoice) -> Mask:
@@ -20,15 +21,10 @@ def token_by_token(choice: BlockChoice) -> Mask:
     return mask
 
 
-PAIR = Pair(
+PAIR = replace(
+    mask_bool.PAIR,
     name="token mask from blocks, against a loop over tokens",
-    claim=mask_bool.PAIR.claim,
     source=f"{mask_bool.PAIR.source}, against a loop over tokens",
     baseline=token_by_token,
-    optimised=mask_bool.optimised,
-    inputs=mask_bool.inputs,
     sizes=(64, 256, 1_024),
-    unit="tokens",
-    floor=lambda size: Floor(float(size**2), "bytes", "one boolean a token pair, written once"),
-    used_in=mask_bool.PAIR.used_in,
 )

@@ -3,13 +3,14 @@
 That way writes and reads a byte for every pair of tokens, chosen or not; the lab's goes by the blocks that are chosen.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from ..sparsity import BlockChoice
 from . import mask_coo, mask_csr
 from .mask_coo import Coordinates
 from .mask_csr import Rows
-from .pair import Pair
 
 
 def coordinates(choice: BlockChoice) -> Coordinates:
@@ -23,27 +24,17 @@ def rows(choice: BlockChoice) -> Rows:
     return np.append(0, mask.sum(1).cumsum()), np.nonzero(mask)[1]
 
 
-COO = Pair(
+COO = replace(
+    mask_coo.PAIR,
     name="mask as COO, against NumPy's nonzero",
     claim=None,
     source="fmlab.sparsity.coo, which hands the lab's choices to others",
     baseline=coordinates,
-    optimised=mask_coo.optimised,
-    inputs=mask_coo.PAIR.inputs,
-    sizes=mask_coo.PAIR.sizes,
-    unit="tokens",
-    floor=mask_coo.PAIR.floor,
-    offered_as=mask_coo.PAIR.offered_as,
 )
-CSR = Pair(
+CSR = replace(
+    mask_csr.PAIR,
     name="mask as CSR, against NumPy's nonzero",
     claim=None,
     source="fmlab.sparsity.csr, which hands the lab's choices to others",
     baseline=rows,
-    optimised=mask_csr.optimised,
-    inputs=mask_csr.PAIR.inputs,
-    sizes=mask_csr.PAIR.sizes,
-    unit="tokens",
-    floor=mask_csr.PAIR.floor,
-    offered_as=mask_csr.PAIR.offered_as,
 )

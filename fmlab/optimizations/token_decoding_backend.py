@@ -4,10 +4,11 @@ Most of what `tokenizer.decode` takes for a single token is the wrapping: the ca
 and so does who calls the decoder beneath.
 """
 
+from dataclasses import replace
+
 from transformers import PreTrainedTokenizerBase
 
 from . import token_decoding
-from .pair import Pair
 
 
 def decode_each_beneath(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -16,15 +17,10 @@ def decode_each_beneath(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> l
     return [decode([id], skip_special_tokens=False) for id in ids]
 
 
-PAIR = Pair(
+PAIR = replace(
+    token_decoding.PAIR,
     name="token decoding: LRU cache, against the decoder beneath",
     claim=None,
     source="what is left of the claimed gain where the straightforward way calls the tokenizers library itself",
     baseline=decode_each_beneath,
-    optimised=token_decoding.decode_through_cache,
-    inputs=token_decoding.inputs,
-    sizes=token_decoding.PAIR.sizes,
-    unit="tokens",
-    floor=token_decoding.floor,
-    offered_as=token_decoding.PAIR.offered_as,
 )

@@ -16,9 +16,8 @@ from .same import first_difference
 
 RESAMPLES = 4_000
 SEPARATOR = " + "
-AGAIN = (
-    "nothing, once more"  # a setting in which no switch is on, as in all off: how far two runs of one thing lie apart
-)
+AGAIN = "nothing, once more"
+"""A setting in which no switch is on, as in all off: how far two runs of the same lie apart."""
 Setting = frozenset[str]
 Seconds = Float[np.ndarray, " steps"]
 
@@ -95,9 +94,9 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
 
     `alone` is all off over this one on, `left_out` all but this one on over all on: the speed-ups of the whole. `saved` is
     what it saves alone in seconds, and `share` that over all off; what it could save at the most, `portions` clocks.
-    `interaction` is alone over left out: above 1 where the others take over what it saves
-    alone, below 1 where it saves more beside them. `n` is the steps but for the first, the warm-up. Raises ValueError where
-    a setting was not measured, and for one step.
+    `interaction` is alone over left out: above 1 where the others take over what it saves alone, below 1 where it saves
+    more beside them. `n` is the steps but for the first, the warm-up. Raises ValueError where a setting was not measured,
+    and for one step.
     """
     found = []
     for name, rows in table.groupby("workload", sort=False):

@@ -44,9 +44,9 @@ class Turns(anywidget.AnyWidget):
 
     `spans` are those of `fm.conversation.spans`; `memories` label functions from a budget to a memory, or memories of
     which the budget is changed. The budget is a share of the spans' tokens, in 32 equal steps, and what every prompt has
-    `beside` them. `questions` are those of a
-    dialogue (`fm.conversation.Question`), whose evidence is marked; a reader may type others. With `lm` it is asked on
-    demand, by a prompt of its opening, what is kept, and the question; the question comes on top of the budget.
+    `beside` them. `questions` are those of a dialogue (`fm.conversation.Question`), whose evidence is marked; a reader may
+    type others. With `lm` it is asked on demand, by a prompt of what is kept and the question; the question comes on top
+    of the budget.
     Raises ValueError for no spans or no memories.
     """
 
@@ -208,9 +208,7 @@ class Turns(anywidget.AnyWidget):
     def _prompt(self, kept: Kept, question: str) -> list[int]:
         tokenizer = self.lm.tokenizer
         asked = fm.conversation.spans([{"role": "user", "content": question}], tokenizer)[0]
-        system = any(span.role == "system" for span in kept.spans)
-        first = [] if system else [fm.conversation.opening(tokenizer)]
-        ids = fm.conversation.prompt([*first, *kept.spans, asked], tokenizer)
+        ids = fm.conversation.prompt([*kept.spans, asked], tokenizer)
         room = self.lm.model.config.max_position_embeddings - self.max_new_tokens
         if len(ids) > room:
             raise ValueError(f"a prompt of {len(ids)} tokens, and {self.lm.name} has room for {room}; lower the budget")
