@@ -167,10 +167,9 @@ class BenchView {
           h("td", { class: "fm-bench-error", colspan: "4" }, row.error), h("td", { class: "fm-bench-verdict" }, row.verdict));
       }
       const told = `${ratio(row.speedup)} [${digits(row.low)}, ${digits(row.high)}]`;
-      return h("tr", {}, name, size, h("td", { class: "fm-bench-plot" }, this.plot(row, axis)),
+      return h("tr", {}, name, size, h("td", { class: "fm-bench-plot" }, this.plot(row, axis), ...(first ? row.wholes : []).map((line) => h("div", { class: "fm-bench-whole" }, line))),
         h("td", {}, told), h("td", {}, String(row.n)),
-        h("td", {}, row.seconds.join(" → "), row.floor ? h("div", { class: "fm-bench-floor" }, `at least ${row.floor}`) : null,
-          ...(first ? row.wholes : []).map((line) => h("div", { class: "fm-bench-whole" }, line))),
+        h("td", {}, row.seconds.join(" → "), row.floor ? h("div", { class: "fm-bench-floor" }, `at least ${row.floor}`) : null),
         h("td", { class: "fm-bench-verdict" }, row.verdict, row.unrest ? h("div", { class: "fm-bench-unrest" }, `unstable machine: ${row.unrest}`) : null));
     }));
     this.root.dataset.rows = String(rows.length);
